@@ -1,0 +1,1 @@
+"""Raw rows to problems, chat-formatted and tokenised rows."""

@@ -1,0 +1,160 @@
+"""Configuration: frozen models, TOML in, TOML out, overrides on the command line.
+
+A table with a `kind` is a plug-in's: its model is the `Config` of the plug-in's file.
+Unknown keys are errors that name the file, the key and the nearest known one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from .errors import UserError, nearest
+from .plugins import load_plugin
+
+
+class Config(BaseModel):
+    """Base of every configuration model: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class PluginConfig(Config):
+    """Base of a plug-in's configuration: `kind` names the file."""
+
+    kind: str
+
+
+C = TypeVar("C", bound=Config)
+
+
+def plugin_config(package: str) -> Any:
+    """Return the annotation of a field that holds a plug-in's configuration.
+
+    The field takes a table with `kind`; the plug-in's own `Config` validates the rest.
+    """
+
+    def load(value: Any) -> Any:
+        if isinstance(value, PluginConfig):
+            return value
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+            raise ValueError(f"a table with a key `kind` is expected, found {value!r:.80}")
+        module = load_plugin(package, value["kind"], where=f"kind of {package}")
+        return module.Config.model_validate(value)
+
+    return SerializeAsAny[Annotated[PluginConfig, BeforeValidator(load)]]
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: The file is missing or not TOML.
+    """
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", "a TOML configuration", "check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"not TOML: {error}", "a TOML file", "mend the line") from None
+
+
+def validate(model: type[C], table: dict[str, Any], where: str) -> C:
+    """Build a configuration from a table; `where` names the file in errors.
+
+    Raises:
+        UserError: A key is unknown, missing, or of the wrong type or range.
+    """
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        raise _user_error(model, table, where, error) from None
+    except UserError as error:
+        raise UserError(
+            f"{where}, {error.where}", error.found, error.expected, error.fix
+        ) from None
+
+
+def _user_error(
+    model: type[Config], table: dict[str, Any], where: str, error: ValidationError
+) -> UserError:
+    """Turn pydantic's first complaint into a message with the key and the mend."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, table, first["loc"][:-1])
+        hint = nearest(location[-1], known)
+        expected = f"one of {', '.join(known)}" if known else ""
+        return UserError(
+            f"{where}, key {key!r}", f"unknown key {hint}".rstrip(), expected, "mend or remove it"
+        )
+    if first["type"] == "missing":
+        return UserError(f"{where}, key {key!r}", "missing", "a value", "add the key")
+    found = "" if first["input"] is None else f", found {first['input']!r:.80}"
+    return UserError(f"{where}, key {key!r}", f"{first['msg']}{found}", "", "mend the value")
+
+
+def _known_keys(model: type[Config], table: Any, path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that the model at `path` knows, following plug-ins by their kind."""
+    current: Any = model
+    for part in path:
+        table = table[part] if isinstance(table, dict | list) and part in _keys(table) else None
+        if isinstance(part, str) and hasattr(current, "model_fields"):
+            field = current.model_fields.get(part)
+            current = field.annotation if field else None
+        current = _model_inside(current)
+    return sorted(getattr(current, "model_fields", {}))
+
+
+def _keys(container: dict[str, Any] | list[Any]) -> Any:
+    return container.keys() if isinstance(container, dict) else range(len(container))
+
+
+def _model_inside(annotation: Any) -> Any:
+    """Return the first Config class inside an annotation such as `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_inside(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def override(config: C, arguments: list[str], *, program: str, description: str) -> C:
+    """Apply command-line overrides such as `--method.clip-high 0.28` to a configuration."""
+    if not arguments:
+        return config
+    import tyro
+
+    changed = tyro.cli(
+        type(config), default=config, args=arguments, prog=program, description=description
+    )
+    # Validated again: tyro builds nested plug-in models without their range checks running
+    # on values that stand in different tables.
+    return validate(type(config), changed.model_dump(), "command line")
+
+
+def dump_toml(config: Config) -> str:
+    """Return a configuration as TOML that reads back to the same configuration."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def fingerprint(value: Any) -> str:
+    """Return a short hash of a configuration or of any JSON value."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+

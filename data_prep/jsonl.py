@@ -1,0 +1,128 @@
+"""JSON lines in and out: broken rows are named by file and line, writes are atomic."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+Row = dict[str, Any]
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """Yield (line number from 1, object) for every non-blank line.
+
+    Raises:
+        UserError: The file is missing or empty of rows, a line is not UTF-8, not JSON, or
+            not an object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(str(path), "no such file", "a JSON lines file", "check the path")
+    rows = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            rows += 1
+            yield number, parse_row(raw, f"{path}, line {number}")
+    if not rows:
+        raise UserError(str(path), "no rows", "at least one JSON object", "check the file")
+
+
+def parse_row(raw: bytes, where: str) -> Row:
+    """Parse one line; `where` names it in errors."""
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            where, f"invalid UTF-8 at byte {error.start}", "UTF-8 text", "re-encode the file"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            where,
+            f"not JSON: {error.msg} at column {error.colno}",
+            "one JSON object a line",
+            "mend or remove the line",
+        ) from None
+    if not isinstance(row, dict):
+        raise UserError(where, f"a JSON {type(row).__name__}", "a JSON object", "mend the line")
+    return row
+
+
+def column(row: Row, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """Return `row[name]`, checked to be there and of the kind.
+
+    Raises:
+        UserError: The column is missing or has another type.
+    """
+    if name not in row:
+        raise UserError(
+            where,
+            f"no column {name!r}; found {', '.join(map(repr, row)) or 'nothing'}",
+            f"a column {name!r}",
+            "check that the file is of the format that this source reads",
+        )
+    value = row[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = [k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))]
+        raise UserError(
+            where,
+            f"column {name!r} is {type(value).__name__} ({value!r:.80})",
+            " or ".join(names),
+            "mend the row",
+        )
+    return value
+
+
+def dump_row(row: Any) -> str:
+    """Return one compact JSON line, newline included, the same bytes for the same row."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def write_rows(path: str | Path, rows: Iterable[Any]) -> int:
+    """Write rows to a temporary name, sync, rename; return their number."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    count = 0
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(dump_row(row))
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return count
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one JSON document, readable, atomically."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        UserError: The file is missing or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(str(path), "no such file", "a JSON file", "check the path") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}", f"not JSON: {error.msg}", "a JSON document", "mend it"
+        ) from None

@@ -1,0 +1,68 @@
+"""Plug-ins by file name: `kind = "grpo"` is the file `grpo.py`, `kind = "my/own.py"` a path.
+
+A plug-in package holds its contract in `__init__.py`, private helpers as `_name.py`, and
+otherwise only plug-ins. Only the chosen file is imported, so heavy extras stay lazy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from .errors import UserError, nearest
+
+
+def plugin_names(package: str) -> list[str]:
+    """Return the kinds that a package offers: its public modules, sorted."""
+    module = importlib.import_module(package)
+    folder = Path(next(iter(module.__path__)))
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load_plugin(package: str, kind: str, *, where: str = "kind") -> ModuleType:
+    """Import the plug-in `kind` of `package`.
+
+    Args:
+        package: Dotted name of the plug-in package, such as "pipeline.methods".
+        kind: A plug-in's name, or a path ending in `.py`.
+        where: What to call the place that names the kind in an error.
+
+    Raises:
+        UserError: The kind is not there; the message lists the choices.
+    """
+    if kind.endswith(".py"):
+        return _load_path(Path(kind), where)
+    names = plugin_names(package)
+    if kind not in names:
+        raise UserError(
+            where,
+            f"unknown kind {kind!r} {nearest(kind, names)}".rstrip(),
+            f"one of {', '.join(names)}, or a path to a file of your own",
+            f"mend the name, or give a path such as 'my/{Path(kind).name or 'own'}.py'",
+        )
+    return importlib.import_module(f"{package}.{kind}")
+
+
+def _load_path(path: Path, where: str) -> ModuleType:
+    if not path.is_file():
+        raise UserError(where, f"no file {str(path)!r}", "a plug-in file", "check the path")
+    # The name carries the path, so that two files called `mine.py` stay apart.
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"boxed_plugin_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(where, f"{path} cannot be imported", "a Python file", "check the file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,1 @@
+"""Checkpoints to sample logs, figures and a report."""

@@ -1,0 +1,185 @@
+"""The one complete configuration of a run: a TOML file with a table a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from data_prep.build import DataConfig
+from data_prep.config import Config, plugin_config, read_toml, validate
+from data_prep.errors import UserError
+from pipeline.model import ModelConfig
+
+
+class SamplingConfig(Config):
+    """How rollouts are drawn; see `pipeline.engines.Sampling`."""
+
+    temperature: float = Field(1.0, gt=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0)
+    max_tokens: int = Field(64, ge=1)
+
+
+class GenerateConfig(Config):
+    """Groups for the offline methods.
+
+    Attributes:
+        model: Name of the training stage whose checkpoint samples, or a model folder.
+        problems: Which file of the data stage: "train", "validation" or "test".
+        limit: Number of problems; 0 takes all.
+        group_size: Samples a problem (G).
+        shard_size: Problems a shard: what a killed run repeats at most.
+    """
+
+    model: str = "sft"
+    problems: Literal["train", "validation", "test"] = "train"
+    limit: int = Field(0, ge=0)
+    group_size: int = Field(8, ge=1)
+    shard_size: int = Field(256, ge=1)
+
+
+class VerifyConfig(Config):
+    """Verdicts for every sample.
+
+    Attributes:
+        checker: `kind` of a checker and its options.
+        workers: Judging processes.
+        time_limit_s: Wall-clock limit of one verdict.
+    """
+
+    checker: dict[str, Any] = {"kind": "boxed"}
+    workers: int = Field(2, ge=1)
+    time_limit_s: float = Field(1.0, gt=0.0)
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: Peak.
+        betas: Decay rates of the two moments.
+        weight_decay: On matrices only.
+        warmup_steps: Linear from 0.
+        schedule: What follows the warm-up, down to `final_share` of the peak.
+        final_share: Learning rate at the last step as a share of the peak.
+        clip_norm: Largest global gradient norm; 0 clips nothing.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0.0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.0, ge=0.0)
+    warmup_steps: int = Field(10, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    final_share: float = Field(0.0, ge=0.0, le=1.0)
+    clip_norm: float = Field(1.0, ge=0.0)
+
+
+class TrainConfig(Config):
+    """One training stage.
+
+    Attributes:
+        name: Name of the stage, of its folder and of its checkpoint in the report.
+        init: "model" (a fresh or given model), the name of an earlier training stage, or a
+            model folder.
+        method: `kind` of a method and its settings.
+        steps: Optimizer steps; 0 takes one epoch over the method's data.
+        batch: Sequences (SFT, RFT), pairs (DPO) or prompts (online methods) a step.
+        group_size: Samples a prompt of online methods.
+        micro_tokens: Largest number of tokens in one forward pass.
+        save_every: Steps between checkpoints that a killed run goes on from.
+        validate_every: Steps between losses on held-out rows (SFT); 0 never.
+    """
+
+    name: str
+    init: str = "model"
+    method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: int = Field(0, ge=0)
+    batch: int = Field(32, ge=1)
+    group_size: int = Field(8, ge=1)
+    micro_tokens: int = Field(16384, ge=1)
+    save_every: int = Field(50, ge=1)
+    validate_every: int = Field(0, ge=0)
+
+
+class EvaluateConfig(Config):
+    """What is measured on every checkpoint.
+
+    Attributes:
+        suites: Names of suites.
+        paths: Suite name to local file, for suites that read one.
+        n: Samples a problem; metrics at K use K up to n.
+        k: The K of Pass@K and Maj@K.
+        limit: Problems a suite; 0 takes all.
+        temperature: Of the n samples; one greedy sample is always drawn beside them.
+        max_tokens: Longest completion.
+        checker: `kind` of a checker and its options.
+        workers: Judging processes.
+        shard_size: Problems a shard: what a killed run repeats at most.
+        bootstrap: Resamples behind every interval.
+    """
+
+    suites: tuple[str, ...] = ("embedded",)
+    paths: dict[str, str] = {}
+    n: int = Field(8, ge=1)
+    k: tuple[int, ...] = (1, 2, 4, 8)
+    limit: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0.0)
+    max_tokens: int = Field(64, ge=1)
+    checker: dict[str, Any] = {"kind": "boxed"}
+    workers: int = Field(2, ge=1)
+    shard_size: int = Field(256, ge=1)
+    bootstrap: int = Field(2000, ge=100)
+
+    @model_validator(mode="after")
+    def _k_up_to_n(self) -> EvaluateConfig:
+        if not self.k or min(self.k) < 1 or max(self.k) > self.n:
+            raise ValueError(f"every K is between 1 and n = {self.n}, found {list(self.k)}")
+        return self
+
+
+class RunConfig(Config):
+    """A whole run.
+
+    Attributes:
+        name: Shown in the report.
+        seed: Every random choice of the run follows from it.
+        out: The run folder.
+    """
+
+    name: str
+    seed: int = Field(0, ge=0)
+    out: str
+    data: DataConfig
+    model: ModelConfig
+    engine: plugin_config("pipeline.engines") = {"kind": "embedded"}  # type: ignore[valid-type]
+    sampling: SamplingConfig = SamplingConfig()
+    train: tuple[TrainConfig, ...] = ()
+    generate: GenerateConfig | None = None
+    verify: VerifyConfig = VerifyConfig()
+    evaluate: EvaluateConfig | None = None
+
+    @model_validator(mode="after")
+    def _names(self) -> RunConfig:
+        names = [stage.name for stage in self.train]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two training stages share a name: {names}")
+        return self
+
+
+def load_run(path: str | Path) -> RunConfig:
+    """Read and validate a run's configuration.
+
+    Raises:
+        UserError: The file is missing or broken, or a key or value is not allowed.
+    """
+    table = read_toml(path)
+    for section in ("name", "out", "data", "model"):
+        if section not in table:
+            raise UserError(
+                f"{path}, key {section!r}", "missing", "a complete run configuration",
+                "start from pipeline/configs/cpu.toml",
+            )
+    return validate(RunConfig, table, str(path))
