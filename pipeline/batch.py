@@ -1,0 +1,303 @@
+"""How sequences lie in tensors: a shared prefix is computed once, nothing is padded in the maths.
+
+A `Sequence` is a prompt and a completion. Sequences of one group share their prompt: a
+*document* is [prompt, completion 1, …, completion G] in one row, where each completion sees the
+prompt and itself. Rows hold as many documents as fit the longest one, so that little is padded.
+
+Whatever the layout, the methods see completion tokens as one flat axis T, ordered by sequence:
+log-probs, advantages and coefficients are [T], rewards and lengths [N]. There is no padding in
+that axis, so no formula can depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A prompt and what followed it.
+
+    Attributes:
+        prompt: Token ids that only condition.
+        completion: Token ids after them.
+        mask: One a completion token: whether it carries loss.
+        group: Sequences of one group have the same prompt and the same number here.
+        reward: Reward of the whole sequence; None where it could not be judged.
+        correct: Whether the verdict was "correct"; None where there was no verdict.
+        advantage: One number for all tokens (outcome supervision).
+        logprobs: Sampler log-probs, one a completion token; empty for data that was not sampled.
+        sign: +1 or -1 for the two sides of a preference pair, 0 otherwise.
+        finish_reason: As in the sample log; empty for data that was not sampled.
+        level: Difficulty of the problem, for the records.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    mask: list[bool]
+    group: int
+    reward: float | None = None
+    correct: bool | None = None
+    advantage: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
+    sign: int = 0
+    finish_reason: str = ""
+    level: str = ""
+
+
+@dataclass(slots=True)
+class Tokens:
+    """The flat view of N sequences' T loss-carrying tokens, as the methods see it.
+
+    Attributes:
+        sequence: [T] int64, which of the N sequences a token belongs to.
+        group: [N] int64, which group a sequence belongs to.
+        lengths: [N], loss-carrying tokens a sequence, over the whole sequence.
+        reward: [N], NaN where unscored.
+        advantage: [T].
+        sign: [N], +1/-1 for the sides of a pair, 0 otherwise.
+        weight: [T], 1/Z of the method's normaliser over the whole optimizer step.
+        sampler_logp: [T], NaN for data that was not sampled.
+        old_logp: [T], log π_old; None until known.
+        ref_logp: [T], log π_ref; None where the method has no reference.
+    """
+
+    sequence: Tensor
+    group: Tensor
+    lengths: Tensor
+    reward: Tensor
+    advantage: Tensor
+    sign: Tensor
+    weight: Tensor
+    sampler_logp: Tensor
+    old_logp: Tensor | None = None
+    ref_logp: Tensor | None = None
+
+    def per_sequence(self, values: Tensor) -> Tensor:
+        """Sum [T] values over each sequence's tokens, to [N]."""
+        total = torch.zeros(len(self.lengths), dtype=values.dtype, device=values.device)
+        return total.index_add(0, self.sequence, values)
+
+    def to(self, device: torch.device) -> Tokens:
+        """Return the same on a device."""
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def flatten(sequences: list[Sequence], dtype: torch.dtype = torch.float32) -> Tokens:
+    """Return the flat view of sequences; weights are 0 until a normaliser fills them."""
+    lengths = [sum(s.mask) for s in sequences]
+    groups: dict[int, int] = {}
+    sampled = [
+        value
+        for s in sequences
+        for value, kept in zip(
+            s.logprobs or [float("nan")] * len(s.mask), s.mask, strict=True
+        )
+        if kept
+    ]
+    index = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths))
+    advantage = torch.tensor([s.advantage for s in sequences], dtype=dtype)
+    return Tokens(
+        sequence=index,
+        group=torch.tensor([groups.setdefault(s.group, len(groups)) for s in sequences]),
+        lengths=torch.tensor(lengths, dtype=dtype),
+        reward=torch.tensor(
+            [float("nan") if s.reward is None else s.reward for s in sequences], dtype=dtype
+        ),
+        advantage=advantage[index],
+        sign=torch.tensor([s.sign for s in sequences], dtype=dtype),
+        weight=torch.zeros(len(index), dtype=dtype),
+        sampler_logp=torch.tensor(sampled, dtype=dtype),
+    )
+
+
+@dataclass(slots=True)
+class Layout:
+    """One forward pass: rows of documents, and where each loss-carrying token is predicted.
+
+    Attributes:
+        input_ids: [B, L].
+        position_ids: [B, L], counted within prompt + own completion; None for plain rows.
+        attention: [B, 1, L, L] bool, True where a query sees a key; None for plain rows, whose
+            causal mask the model makes itself (padding stands at the end, unseen).
+        rows: [T] row of the token that predicts each target.
+        columns: [T] its column.
+        targets: [T] token ids.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor | None
+    attention: Tensor | None
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> Layout:
+        """Return the same on a device."""
+        moved: dict[str, Any] = {
+            f.name: None if (v := getattr(self, f.name)) is None else v.to(device)
+            for f in fields(self)
+        }
+        return Layout(**moved)
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """What one forward and backward pass takes: a layout and the matching flat view."""
+
+    layout: Layout
+    tokens: Tokens
+    token_index: Tensor  # [T of this micro-batch], positions in the step's flat axis
+
+
+class _Document:
+    """A prompt with the completions that share it."""
+
+    __slots__ = ("length", "members", "prompt")
+
+    def __init__(self, prompt: list[int]) -> None:
+        self.prompt = prompt
+        self.members: list[int] = []
+        self.length = len(prompt)
+
+
+def documents_of(sequences: list[Sequence], share: bool) -> list[_Document]:
+    """Join sequences of one group and prompt, where sharing is wanted."""
+    documents: dict[tuple[int, ...], _Document] = {}
+    for index, sequence in enumerate(sequences):
+        key = (sequence.group, *sequence.prompt) if share else (index,)
+        document = documents.setdefault(key, _Document(sequence.prompt))
+        document.members.append(index)
+        document.length += len(sequence.completion)
+    return list(documents.values())
+
+
+def micro_batches(
+    sequences: list[Sequence], tokens: Tokens, micro_tokens: int, *, share: bool = True
+) -> Iterable[MicroBatch]:
+    """Split a step into forward passes of at most `micro_tokens` padded tokens.
+
+    Groups (and pairs) stay together. A document longer than the limit makes a pass of its own.
+
+    Args:
+        sequences: N sequences.
+        tokens: Their flat view, weights filled.
+        micro_tokens: Largest rows × columns of a pass.
+        share: Whether prompts are computed once a group.
+    """
+    documents = sorted(documents_of(sequences, share), key=lambda d: -d.length)
+    starts = torch.zeros(len(sequences) + 1, dtype=torch.int64)
+    starts[1:] = torch.cumsum(tokens.lengths.to(torch.int64), 0)
+    while documents:
+        capacity = documents[0].length
+        budget = max(1, micro_tokens // capacity)
+        rows, documents = _best_fit(documents, capacity, budget)
+        members = [m for row in rows for document in row for m in document.members]
+        index = torch.cat([torch.arange(int(starts[m]), int(starts[m + 1])) for m in members])
+        yield MicroBatch(
+            _layout(rows, sequences, capacity), _subset(tokens, members, index), index
+        )
+
+
+def _best_fit(
+    documents: list[_Document], capacity: int, budget: int
+) -> tuple[list[list[_Document]], list[_Document]]:
+    """Fill at most `budget` rows of `capacity` by best fit decreasing; return rows and the rest."""
+    rows: list[list[_Document]] = []
+    free: list[int] = []
+    rest: list[_Document] = []
+    for document in documents:
+        fits = [(left, r) for r, left in enumerate(free) if left >= document.length]
+        if fits:
+            _, best = min(fits)
+        elif len(rows) < budget:
+            best = len(rows)
+            rows.append([])
+            free.append(capacity)
+        else:
+            rest.append(document)
+            continue
+        rows[best].append(document)
+        free[best] -= document.length
+    return rows, rest
+
+
+def _subset(tokens: Tokens, members: list[int], index: Tensor) -> Tokens:
+    chosen = torch.tensor(members)
+    counts = tokens.lengths[chosen].to(torch.int64)
+    return Tokens(
+        sequence=torch.repeat_interleave(torch.arange(len(members)), counts),
+        group=tokens.group[chosen],
+        lengths=tokens.lengths[chosen],
+        reward=tokens.reward[chosen],
+        advantage=tokens.advantage[index],
+        sign=tokens.sign[chosen],
+        weight=tokens.weight[index],
+        sampler_logp=tokens.sampler_logp[index],
+        old_logp=None if tokens.old_logp is None else tokens.old_logp[index],
+        ref_logp=None if tokens.ref_logp is None else tokens.ref_logp[index],
+    )
+
+
+def _layout(rows: list[list[_Document]], sequences: list[Sequence], width: int) -> Layout:
+    plain = all(len(row) == 1 and len(row[0].members) == 1 for row in rows)
+    ids, positions, owners, branches = [], [], [], []
+    at_rows: list[int] = []
+    at_columns: list[int] = []
+    targets: list[int] = []
+    for r, row in enumerate(rows):
+        row_ids: list[int] = []
+        row_positions: list[int] = []
+        row_owners: list[int] = []
+        row_branches: list[int] = []
+        for owner, document in enumerate(row):
+            prompt = document.prompt
+            last_of_prompt = len(row_ids) + len(prompt) - 1
+            row_ids += prompt
+            row_positions += range(len(prompt))
+            row_owners += [owner] * len(prompt)
+            row_branches += [0] * len(prompt)
+            for branch, member in enumerate(document.members, start=1):
+                completion = sequences[member].completion
+                first = len(row_ids)
+                for offset, kept in enumerate(sequences[member].mask):
+                    if kept:
+                        at_rows.append(r)
+                        at_columns.append(first + offset - 1 if offset else last_of_prompt)
+                        targets.append(completion[offset])
+                row_ids += completion
+                row_positions += range(len(prompt), len(prompt) + len(completion))
+                row_owners += [owner] * len(completion)
+                row_branches += [branch] * len(completion)
+        padding = width - len(row_ids)
+        ids.append(row_ids + [0] * padding)
+        positions.append(row_positions + [0] * padding)
+        owners.append(row_owners + [-1] * padding)
+        branches.append(row_branches + [0] * padding)
+    return Layout(
+        input_ids=torch.tensor(ids),
+        position_ids=None if plain else torch.tensor(positions),
+        attention=None if plain else _visible(torch.tensor(owners), torch.tensor(branches)),
+        rows=torch.tensor(at_rows),
+        columns=torch.tensor(at_columns),
+        targets=torch.tensor(targets),
+    )
+
+
+def _visible(owner: Tensor, branch: Tensor) -> Tensor:
+    """Return [B, 1, L, L]: earlier tokens of the same document, of the prompt or own branch."""
+    length = owner.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = owner[:, :, None] == owner[:, None, :]
+    reached = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    return (causal & same & reached)[:, None]

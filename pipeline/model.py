@@ -1,0 +1,150 @@
+"""The policy's model folder: built small from a config, or any causal LM that is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from data_prep.config import Config
+from data_prep.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelConfig(Config):
+    """Which model the run starts from.
+
+    Attributes:
+        path: Model folder or hub id; empty builds the small one that the other keys describe.
+        architecture: Family of the built model.
+        width: Hidden size.
+        layers: Decoder layers.
+        heads: Attention heads.
+        kv_heads: Key-value heads; equal to `heads` is plain multi-head attention.
+        feed_forward: Inner size of the gated feed-forward.
+        context: Longest prompt plus completion, in tokens.
+        rope_theta: Base of the rotary position embedding.
+        dtype: Precision of the trained parameters.
+    """
+
+    path: str = ""
+    architecture: Literal["llama", "qwen2", "qwen3"] = "qwen2"
+    width: int = Field(128, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(4, ge=1)
+    feed_forward: int = Field(384, ge=8)
+    context: int = Field(1024, ge=16)
+    rope_theta: float = Field(10000.0, gt=0.0)
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+
+
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """Build the small model with random weights that follow from the seed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if config.width % config.heads or config.heads % config.kv_heads:
+        raise UserError(
+            "model", f"width {config.width}, heads {config.heads}, kv_heads {config.kv_heads}",
+            "heads divides width and kv_heads divides heads", "mend the numbers",
+        )
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.width,
+        "intermediate_size": config.feed_forward,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.width // config.heads,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config.architecture, **shape), dtype=_dtype(config.dtype)
+        )
+    return model
+
+
+def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
+    """Load a causal LM from a folder or hub id.
+
+    Raises:
+        UserError: There is no such model, or its files are damaged.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(str(path), dtype=_dtype(dtype))
+    except Exception as error:  # the loaders raise everything from OSError to SafetensorError
+        raise UserError(
+            str(path), f"this model cannot be loaded: {error}",
+            "a folder with config.json and safetensors, or a hub id that can be reached",
+            "check the path, or fetch the model first",
+        ) from error
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or hub id.
+
+    Raises:
+        UserError: There is no such tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:
+        raise UserError(
+            str(path), f"this tokenizer cannot be loaded: {error}",
+            "a folder with tokenizer.json, or a hub id that can be reached", "check the path",
+        ) from error
+
+
+def save_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    end_token_ids: list[int],
+    profile: str,
+) -> None:
+    """Write a complete model folder: weights, tokenizer, template, generation config, profile."""
+    from transformers import GenerationConfig
+
+    from data_prep.jsonl import write_json
+
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end_token_ids,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "boxed.json", {"profile": profile})
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that a config names; "auto" takes a GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
