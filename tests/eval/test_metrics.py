@@ -1,0 +1,164 @@
+"""Metrics against brute force over all subsets, and against numbers worked by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from eval.metrics import (
+    Majority,
+    average,
+    best_of_k,
+    majority_at_k,
+    majority_first,
+    pass_at_k,
+    weighted_vote,
+)
+
+RECORDED = Path(__file__).resolve().parents[3] / "shared/data/recorded_groups"
+
+
+def brute_majority(classes, correct, k):
+    """Enumerate every subset, with exact fractions."""
+    expected, strict, oracle, subsets = Fraction(0), 0, 0, 0
+    for chosen in itertools.combinations(range(len(classes)), k):
+        subsets += 1
+        votes = Counter(classes[i] for i in chosen if classes[i] is not None)
+        if not votes:
+            continue
+        winners = [name for name in votes if votes[name] == max(votes.values())]
+        for name in winners:
+            inside = [correct[i] for i in chosen if classes[i] == name]
+            expected += Fraction(sum(inside), len(inside)) / len(winners)
+        everywhere = [[c for n, c in zip(classes, correct, strict=True) if n == w] for w in winners]
+        strict += all(all(flags) for flags in everywhere)
+        oracle += any(any(flags) for flags in everywhere)
+    return float(expected / subsets), strict / subsets, oracle / subsets
+
+
+def questions(seed, count):
+    rng = random.Random(seed)  # noqa: S311
+    for index in range(count):
+        n = rng.randint(1, 9)
+        classes = [rng.choice([None, "a", "b", "c", "d", "e"]) for _ in range(n)]
+        if index % 3 == 0:  # one right class
+            correct = [name == "a" for name in classes]
+        elif index % 3 == 1:  # two right classes, as with string classes
+            correct = [name in ("a", "b") for name in classes]
+        else:  # a verdict that is not a function of the class (a time-out, say)
+            correct = [name is not None and rng.random() < 0.4 for name in classes]
+        yield classes, correct
+
+
+def test_majority_equals_brute_force_over_all_subsets():
+    for classes, correct in questions(1, 240):
+        ks = list(range(1, len(classes) + 1))
+        for k, got in zip(ks, majority_at_k(classes, correct, ks), strict=True):
+            expected, strict, oracle = brute_majority(classes, correct, k)
+            assert got.expected == pytest.approx(expected, abs=1e-12), (classes, correct, k)
+            assert got.strict == pytest.approx(strict, abs=1e-12), (classes, correct, k)
+            assert got.oracle == pytest.approx(oracle, abs=1e-12), (classes, correct, k)
+
+
+def test_pass_and_best_of_k_equal_brute_force():
+    rng = random.Random(2)  # noqa: S311
+    for classes, correct in questions(3, 90):
+        n = len(classes)
+        scores = [rng.choice([0.1, 0.5, 0.9]) for _ in classes]  # ties are common
+        for k in range(1, n + 1):
+            subsets = list(itertools.combinations(range(n), k))
+            hit = sum(any(correct[i] for i in s) for s in subsets) / len(subsets)
+            assert pass_at_k(n, sum(correct), k) == pytest.approx(hit, abs=1e-12)
+            best = 0.0
+            for s in subsets:
+                top = max(scores[i] for i in s)
+                best += average([correct[i] for i in s if scores[i] == top]) / len(subsets)
+            assert best_of_k(correct, scores, k) == pytest.approx(best, abs=1e-12)
+
+
+def test_majority_by_hand():
+    # Two right, one wrong, one silent; pairs: rr (1), rw twice (½ each), r- twice (1), w- (0).
+    got = majority_at_k(["x", "x", "y", None], [True, True, False, False], [2])[0]
+    assert got.expected == pytest.approx((1 + 2 * 0.5 + 2 * 1 + 0) / 6)
+    assert (got.strict, got.oracle) == (pytest.approx(3 / 6), pytest.approx(5 / 6))
+
+
+def test_a_silent_sample_never_votes_and_all_silent_is_zero():
+    assert majority_at_k([None, None], [False, False], [1, 2]) == [Majority(0, 0, 0)] * 2
+    # One vote against three silences wins.
+    assert majority_at_k(["x", None, None, None], [True] + [False] * 3, [4])[0].expected == 1.0
+
+
+def test_large_groups_stay_exact():
+    """At n = 64 float tables agree with exact rational arithmetic of the two-class case."""
+    right, wrong = 37, 27
+    classes = ["r"] * right + ["w"] * wrong
+    correct = [True] * right + [False] * wrong
+    ks = [1, 2, 7, 8, 31, 32, 63, 64]
+    for k, got in zip(ks, majority_at_k(classes, correct, ks), strict=True):
+        exact = Fraction(0)
+        for r in range(max(0, k - wrong), min(k, right) + 1):
+            ways = Fraction(math.comb(right, r) * math.comb(wrong, k - r), math.comb(64, k))
+            exact += ways if 2 * r > k else ways / 2 if 2 * r == k else 0
+        assert got.expected == pytest.approx(float(exact), abs=1e-12)
+        assert got.strict <= got.expected <= got.oracle
+
+
+def test_many_singletons_split_one_vote_evenly():
+    """All answers differ: every subset ties throughout, so the vote is a draw at random."""
+    classes = list(range(64))
+    correct = [index < 5 for index in range(64)]
+    for got in majority_at_k(classes, correct, [1, 2, 16, 64]):
+        assert got.expected == pytest.approx(5 / 64, abs=1e-12)
+
+
+def test_first_k_takes_the_class_that_appeared_first():
+    classes, correct = ["w", "r", "r", "w"], [False, True, True, False]
+    assert majority_first(classes, correct, 1) == 0.0
+    assert majority_first(classes, correct, 3) == 1.0
+    assert majority_first(classes, correct, 4) == 0.0
+    assert majority_first([None, None], [False, False], 2) == 0.0
+
+
+def test_weighted_vote():
+    classes, correct = ["w", "w", "r", None], [False, False, True, False]
+    assert weighted_vote(classes, correct, [0.1, 0.1, 0.9, 5.0]) == 1.0
+    assert weighted_vote(classes, correct, [0.5, 0.5, 1.0, 5.0]) == 0.5
+    assert weighted_vote([None], [False], [1.0]) == 0.0
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_k_out_of_range_is_refused(k):
+    with pytest.raises(ValueError, match="1 ≤ k ≤ n"):
+        majority_at_k(["a"] * 4, [True] * 4, [k])
+    with pytest.raises(ValueError, match="1 ≤ k ≤ n"):
+        pass_at_k(4, 2, k)
+
+
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="../shared/data is absent")
+def test_recorded_groups_give_their_known_values():
+    path = RECORDED / "qwen_math_cot_100.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    groups = [([p or None for p in row["pred"]], row["score"]) for row in rows]
+
+    def mean(values):
+        return math.fsum(values) / len(groups)
+
+    four = [majority_at_k(c, s, [4])[0] for c, s in groups]
+    eight = [majority_at_k(c, s, [8])[0] for c, s in groups]
+    assert mean(average(s) for _, s in groups) == pytest.approx(0.91)
+    assert mean(pass_at_k(8, sum(s), 2) for _, s in groups) == pytest.approx(0.932857, abs=1e-6)
+    assert mean(pass_at_k(8, sum(s), 4) for _, s in groups) == pytest.approx(0.951)
+    assert mean(majority_first(c, s, 4) for c, s in groups) == pytest.approx(0.93)
+    assert mean(m.expected for m in four) == pytest.approx(0.920107, abs=1e-6)
+    assert mean(m.strict for m in eight) == pytest.approx(0.91)
+    assert mean(m.oracle for m in eight) == pytest.approx(0.94)
+    for (classes, correct), got in zip(groups, four, strict=True):
+        assert got.expected == pytest.approx(brute_majority(classes, correct, 4)[0], abs=1e-12)
