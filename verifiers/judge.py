@@ -1,0 +1,129 @@
+"""Text in, verdict out: extraction, the cheap path, then the parser's rules."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from . import quick
+from .extract import Candidate, Extraction, extract
+from .verdict import Outcome, Verdict
+
+_LIMIT_CHARS = 1_000_000
+
+
+def verify(gold: str, text: str, *, policy: str = "boxed") -> Verdict:
+    r"""Judge a completion against a gold answer.
+
+    In this process, without a process of its own: always bounded by size and
+    work limits, but not protected against running out of memory. For streams of
+    model output use `verify_many` or a `VerifierPool`.
+
+    Args:
+        gold: The right answer, with or without `\boxed{}` or `$`.
+        text: A completion, or a bare answer under `policy="answer"`.
+        policy: How the answer is found, see `extract.POLICIES` and
+            `published.POLICIES`.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: An unknown policy.
+        TypeError: `gold` or `text` is not a string.
+    """
+    verdict = verify_quick(gold, text, policy=policy)
+    return verify_slow(gold, text, policy=policy) if verdict is None else verdict
+
+
+def verify_quick(gold: str, text: str, *, policy: str = "boxed") -> Verdict | None:
+    """Decide by extraction and the cheap path alone.
+
+    Args:
+        gold: As in `verify`.
+        text: As in `verify`.
+        policy: As in `verify`.
+
+    Returns:
+        The verdict, or None when the parser must decide.
+    """
+    started = time.perf_counter()
+    for name, value in (("gold", gold), ("text", text)):
+        if not isinstance(value, str):
+            raise TypeError(
+                f"verify: {name} is {type(value).__name__}, expected str; "
+                "write numbers as text, and leave rows without an answer out"
+            )
+    known = _gold(gold)
+    if len(text) > _LIMIT_CHARS:
+        text_tail = f"text has {len(text)} characters, more than {_LIMIT_CHARS}"
+        return _verdict(started, Outcome.ERROR, "text_too_long", detail=text_tail)
+    if not known[0]:
+        return _verdict(started, Outcome.GOLD_UNPARSEABLE, "empty_gold")
+    found = extract(text, policy, choice=known[2])
+    return _at_once(started, known, found)
+
+
+def verify_slow(gold: str, text: str, *, policy: str = "boxed") -> Verdict:
+    """Decide with every rule; `verify_quick` has returned None.
+
+    Args:
+        gold: As in `verify`.
+        text: As in `verify`.
+        policy: As in `verify`.
+
+    Returns:
+        The verdict.
+    """
+    started = time.perf_counter()
+    known = _gold(gold)
+    found = extract(text, policy, choice=known[2])
+    first = found.candidates[0]
+    return _verdict(started, Outcome.INCORRECT, "text", first, known[0], quick.tidy(first.text))
+
+
+@lru_cache(maxsize=16384)
+def _gold(gold: str) -> tuple[str, quick.Quick | None, bool]:
+    """The gold without its wrapping, its simple value, whether it is a letter."""
+    inner = gold
+    if "box" in gold:
+        boxes = extract(gold, "boxed_only").candidates
+        inner = boxes[0].text if boxes else gold
+    tidy = quick.tidy(inner)
+    value = quick.read(tidy)
+    return tidy, value, value is not None and value.kind == "letter"
+
+
+def _at_once(
+    started: float, known: tuple[str, quick.Quick | None, bool], found: Extraction
+) -> Verdict | None:
+    tidy, value, _ = known
+    if not found.candidates:
+        return _verdict(started, Outcome.NO_ANSWER, found.reason)
+    first = found.candidates[0]
+    answer = quick.tidy(first.text)
+    if answer == tidy:
+        return _verdict(started, Outcome.CORRECT, "identical", first, tidy, answer)
+    if value is None:
+        return None
+    read = quick.read(answer)
+    decided = None if read is None else quick.decide(value, read)
+    if decided is None or read is None:
+        return None
+    outcome = Outcome.CORRECT if decided[0] else Outcome.INCORRECT
+    return _verdict(started, outcome, decided[1], first, value.normal(), read.normal())
+
+
+def _verdict(
+    started: float,
+    outcome: Outcome,
+    rule: str,
+    found: Candidate | None = None,
+    gold: str | None = None,
+    answer: str | None = None,
+    detail: str | None = None,
+) -> Verdict:
+    ms = (time.perf_counter() - started) * 1000.0
+    if found is None:
+        return Verdict(outcome, rule=rule, ms=ms, detail=detail)
+    return Verdict(outcome, found.text, (found.start, found.end), gold, answer, rule, ms, detail)

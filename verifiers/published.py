@@ -1,0 +1,3 @@
+"""Published graders' extraction."""
+
+POLICIES: tuple[str, ...] = ()
