@@ -10,7 +10,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
@@ -63,7 +63,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(str(path), "no such file", "a TOML configuration", "check the path") from None
+        raise UserError(
+            str(path), "no such file", "a TOML configuration", "check the path"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(str(path), f"not TOML: {error}", "a TOML file", "mend the line") from None
 
@@ -108,7 +110,8 @@ def _known_keys(model: type[Config], table: Any, path: tuple[int | str, ...]) ->
     """Return the keys that the model at `path` knows, following plug-ins by their kind."""
     current: Any = model
     for part in path:
-        table = table[part] if isinstance(table, dict | list) and part in _keys(table) else None
+        inside = isinstance(table, dict | list) and part in _keys(table)
+        table = cast(Any, table)[part] if inside else None
         if isinstance(part, str) and hasattr(current, "model_fields"):
             field = current.model_fields.get(part)
             current = field.annotation if field else None

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from data_prep.errors import UserError
@@ -45,42 +44,36 @@ class Piece(NamedTuple):
     is_generated: bool
 
 
-@dataclass(frozen=True)
 class Formatter:
     """Renders conversations with a tokenizer's template; see `load_formatter`.
 
-    Attributes:
-        tokenizer: With a chat template that has generation markers.
+    Args:
+        tokenizer: A fast tokenizer with a chat template that has generation markers.
         profile: System text and stop strings.
         layout: Name of the layout, "own" for the tokenizer's own template.
     """
 
-    tokenizer: PreTrainedTokenizerFast
-    profile: Profile
-    layout: str
-
-    def __post_init__(self) -> None:
+    # Typed Any: transformers' own annotations give unions for every token id.
+    def __init__(self, tokenizer: Any, profile: Profile, layout: str) -> None:
         """Prepare a copy of the tokenizer that reads control tokens as plain text."""
-        plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        plain.encode_special_tokens = True
-        plain.no_padding()
-        plain.no_truncation()
-        control = {
+        self.tokenizer, self.profile, self.layout = tokenizer, profile, layout
+        self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._plain.encode_special_tokens = True
+        self._plain.no_padding()
+        self._plain.no_truncation()
+        self._control: dict[str, int] = {
             token.content: number
-            for number, token in self.tokenizer.added_tokens_decoder.items() if token.special
+            for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         # Longest first, so that a token that starts like another is found whole.
-        names = sorted(control, key=lambda name: (-len(name), name))
-        pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        variables = {
-            key: value for key, value in self.tokenizer.special_tokens_map.items()
+        names = sorted(self._control, key=lambda name: (-len(name), name))
+        self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        # What templates may refer to: bos_token, eos_token, …
+        self._variables: dict[str, Any] = {
+            key: value for key, value in tokenizer.special_tokens_map.items()
             if isinstance(value, str)
         }
-        object.__setattr__(self, "_plain", plain)
-        object.__setattr__(self, "_control", control)
-        object.__setattr__(self, "_pattern", pattern)
-        object.__setattr__(self, "_variables", variables)
-        object.__setattr__(self, "_cached", lru_cache(maxsize=1024)(self._encode_one))
+        self._cached = lru_cache(maxsize=1024)(self._encode_one)
 
     @property
     def end_token_ids(self) -> list[int]:
@@ -88,10 +81,14 @@ class Formatter:
         row = self.conversation([{"role": "user", "content": "a"},
                                  {"role": "assistant", "content": "b"}])
         generated = [token for token, mask in zip(*row, strict=True) if mask]
-        control = set(self._control.values())  # type: ignore[attr-defined]
+        control = set(self._control.values())
         ends = [token for token in generated if token in control]
         eos = self.tokenizer.eos_token_id
         return sorted({*ends, *([] if eos is None else [eos])})
+
+    def spells_control(self, messages: Sequence[Message]) -> bool:
+        """Return whether a content spells a control token as plain text."""
+        return any(self._pattern.search(message["content"]) for message in messages)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Return the tokens that a completion of a question follows."""
@@ -121,7 +118,7 @@ class Formatter:
             if piece.token is None and len(piece.text) > _CACHED_LENGTH // 10
         ]
         unique = list(dict.fromkeys(long))
-        encodings = self._plain.encode_batch_fast(unique, add_special_tokens=False)  # type: ignore[attr-defined]
+        encodings = self._plain.encode_batch_fast(unique, add_special_tokens=False)
         known = {text: encoding.ids for text, encoding in zip(unique, encodings, strict=True)}
         return [self._join(pieces, known) for pieces in rendered]
 
@@ -133,7 +130,6 @@ class Formatter:
         Raises:
             UserError: The template refuses the conversation.
         """
-        pattern = self._pattern  # type: ignore[attr-defined]
         hidden: list[str] = []
         bracket = _unused_character(messages)
 
@@ -141,12 +137,13 @@ class Formatter:
             hidden.append(match.group())
             return f"{bracket}{len(hidden) - 1}{bracket}"
 
-        safe = [{**m, "content": pattern.sub(hide, m["content"])} for m in messages]
+        safe = [{**m, "content": self._pattern.sub(hide, m["content"])} for m in messages]
         try:
-            rendered, spans = render_jinja_template(
+            # A pair in every release with generation markers; annotated as a string.
+            rendered, spans = cast(Any, render_jinja_template)(
                 [safe], chat_template=self.tokenizer.chat_template,
                 return_assistant_tokens_mask=True, add_generation_prompt=generation_prompt,
-                **self._variables,  # type: ignore[attr-defined]
+                **self._variables,
             )
         except TemplateError as error:
             raise UserError("conversation", str(error), "system, user and assistant turns",
@@ -162,27 +159,26 @@ class Formatter:
 
     def _cut(self, text: str, spans: Sequence[tuple[int, int]]) -> list[Piece]:
         """Cut a rendered conversation at control tokens and at the borders of `spans`."""
-        control = self._control  # type: ignore[attr-defined]
         borders = sorted({0, len(text), *(border for span in spans for border in span)})
         generated = iter(sorted(spans))
         span = next(generated, None)
         pieces = []
-        for start, stop in zip(borders, borders[1:], strict=False):
+        for start, stop in pairwise(borders):
             while span is not None and span[1] <= start:
                 span = next(generated, None)
             inside = span is not None and span[0] <= start
             position = start
-            for match in self._pattern.finditer(text, start, stop):  # type: ignore[attr-defined]
+            for match in self._pattern.finditer(text, start, stop):
                 if match.start() > position:
                     pieces.append(Piece(text[position : match.start()], None, inside))
-                pieces.append(Piece(match.group(), control[match.group()], inside))
+                pieces.append(Piece(match.group(), self._control[match.group()], inside))
                 position = match.end()
             if stop > position:
                 pieces.append(Piece(text[position:stop], None, inside))
         return pieces
 
     def _encode_one(self, text: str) -> list[int]:
-        return self._plain.encode(text, add_special_tokens=False).ids  # type: ignore[attr-defined]
+        return self._plain.encode(text, add_special_tokens=False).ids
 
     def _join(self, pieces: Sequence[Piece], known: Mapping[str, list[int]] | None = None) -> Row:
         ids: list[int] = []
@@ -195,7 +191,7 @@ class Formatter:
             tokens = known.get(text) if known else None
             if tokens is None:
                 short = len(text) <= _CACHED_LENGTH
-                tokens = self._cached(text) if short else self._encode_one(text)  # type: ignore[attr-defined]
+                tokens = self._cached(text) if short else self._encode_one(text)
             ids += tokens
             mask += [int(generated)] * len(tokens)
         return ids, mask

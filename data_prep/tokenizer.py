@@ -28,14 +28,14 @@ class TokenizerConfig(Config):
     Attributes:
         path: A local folder or a hub id; empty trains our own.
         vocab_size: Size of our own vocabulary, control tokens and 256 bytes included.
-        sample_rows: Most texts that ours is trained on, taken evenly over the run's.
+        sample_problems: Most problems whose texts ours is trained on, taken evenly.
         layout: Layout of the conversation; empty takes the profile's, or for a given tokenizer
             the first that fits (its own template where that has generation markers).
     """
 
     path: str = ""
-    vocab_size: int = Field(512, ge=BYTES + 16)
-    sample_rows: int = Field(20000, ge=1)
+    vocab_size: int = Field(default=512, ge=BYTES + 16)
+    sample_problems: int = Field(default=20000, ge=1)
     layout: str = ""
 
 
@@ -64,7 +64,9 @@ def train_tokenizer(
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in layout.control],
+        special_tokens=[
+            AddedToken(token, special=True, normalized=False) for token in layout.control
+        ],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -132,7 +134,8 @@ def equip(tokenizer: PreTrainedTokenizerFast, profile: Profile, layout: str = ""
     if missing:
         fitting = [name for name in layout_names() if not _missing(tokenizer, load_layout(name))]
         raise UserError(
-            "tokenizer.layout", f"{chosen.name!r} needs {', '.join(missing)}, not in the vocabulary",
+            "tokenizer.layout",
+            f"{chosen.name!r} needs {', '.join(missing)}, not in the vocabulary",
             f"a layout that fits: {', '.join(fitting)}", "name another layout, or leave it empty",
         )
     tokenizer.chat_template = chosen.render_template(profile.system)

@@ -1,0 +1,297 @@
+r"""The data stage: sources in; problems, a tokenizer and tokenised rows out.
+
+    python -m data_prep.build --config pipeline/configs/cpu.toml
+    python -m data_prep.build --config pipeline/configs/cpu.toml --rows 4000 --dry-run
+
+Of the run's configuration this script reads `seed`, `out`, `[data]` and `[model].path`. Any key
+of `[data]` can be overridden on the command line (`--tokenizer.vocab-size 512`).
+
+The folder `<out>/data` then holds `train.jsonl`, `validation.jsonl`, `test.jsonl` (problems),
+`tokenizer/`, `sft_train.parquet` and `sft_validation.parquet` (rows in training order; the
+trainer does not shuffle), and `statistics.json`. Nothing is written before every row was read,
+checked and tokenised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from data_prep import figures
+from data_prep.config import Config, dump_toml, override, plugin_config, read_toml, validate
+from data_prep.errors import UserError, command
+from data_prep.formatting import Formatter, load_formatter
+from data_prep.jsonl import write_json, write_rows
+from data_prep.ordering import Draw, Phase, training_order
+from data_prep.plugins import load_plugin
+from data_prep.problems import PRIORITY, check_golds, drop_duplicates, read_sources
+from data_prep.rows import TokenisedPairs, tokenise, write_parquet
+from data_prep.run_folder import Stage
+from data_prep.schema import Problem
+from data_prep.tokenizer import TokenizerConfig, load_tokenizer, tokenizer_files, train_tokenizer
+from prompts import Profile, PromptError, load_layout, load_profile
+
+
+class DataConfig(Config):
+    """The data stage.
+
+    Attributes:
+        profile: Name or path of a profile in `prompts/`: system text and layout.
+        sources: Where problems come from, in order.
+        tokenizer: Ours, trained on these problems, or a given one.
+        rows: Supervised training rows; 0 takes every (problem, solution style) once.
+        phases: Blends of solution styles over the course of training; none takes all alike.
+        sft_validation_rows: Held-out supervised rows, from the validation problems.
+        max_length: Longest row in tokens.
+        on_too_long: "drop" leaves longer rows out, counted; "fail" ends the build.
+        on_bad_gold: "fail" ends at a gold that its own solution does not reach; "skip" leaves
+            such problems out, counted.
+        workers: Processes that judge golds.
+    """
+
+    profile: str = "boxed"
+    sources: tuple[plugin_config("data_prep.sources"), ...] = Field(min_length=1)  # type: ignore[valid-type]
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    rows: int = Field(0, ge=0)
+    phases: tuple[Phase, ...] = ()
+    sft_validation_rows: int = Field(256, ge=0)
+    max_length: int = Field(4096, ge=8)
+    on_too_long: Literal["drop", "fail"] = "drop"
+    on_bad_gold: Literal["fail", "skip"] = "fail"
+    workers: int = Field(2, ge=1)
+
+
+@dataclass(frozen=True)
+class SftRows:
+    """Tokenised rows of one split, ready to be written.
+
+    Attributes:
+        problems: The split's problems.
+        pairs: Their tokenised solutions.
+        draws: One a row, in training order.
+        too_long: Pairs that were left out.
+    """
+
+    problems: list[Problem]
+    pairs: TokenisedPairs
+    draws: list[Draw]
+    too_long: int
+
+    def order(self) -> list[int]:
+        """Return the index of each row's pair."""
+        index = {key: number for number, key in enumerate(self.pairs.keys)}
+        return [index[draw.problem, draw.style] for draw in self.draws]
+
+
+def build(config: DataConfig, run: Path, seed: int) -> Path:
+    """Build the data stage of a run, or skip it when it is complete.
+
+    Args:
+        config: What to build; see `with_model_tokenizer` for a run with a given model.
+        run: The run folder.
+        seed: Decides generated problems and the order of rows.
+
+    Returns:
+        The stage's folder, `<run>/data`.
+
+    Raises:
+        UserError: Anything in configuration or input that a user can mend; nothing was written.
+    """
+    profile = _profile(config.profile)
+    plan = {"data": config.model_dump(mode="json"), "seed": seed}
+    stage = Stage(run, "data", plan, _inputs(config, profile))
+    if stage.is_complete:
+        print(f"data: complete, kept as it is ({stage.final})", file=sys.stderr)
+        return stage.final
+    started = time.monotonic()
+    read = read_sources(config.sources, seed)
+    unique, duplicates = drop_duplicates(read)
+    problems, golds = check_golds(unique, config.on_bad_gold, config.workers)
+    splits = {split: [p for p in problems if p.split == split] for split in PRIORITY}
+    solved = {
+        split: [p for p in splits[split] if p.solutions] for split in ("train", "validation")
+    }
+    if not solved["train"]:
+        raise UserError("data.sources", "no problem of the train split has a solution",
+                        "at least one", "give a source a train file, or more problems")
+    formatter = _formatter(config, profile, solved["train"])
+    train = _sft_rows(formatter, config, solved["train"], config.rows, config.phases, seed)
+    held_out = _sft_rows(
+        formatter, config, solved["validation"], config.sft_validation_rows,
+        config.phases[-1:], seed, may_be_empty=True,
+    )
+    statistics: dict[str, Any] = {
+        "seed": seed,
+        "profile": profile.name,
+        "layout": formatter.layout,
+        "vocabulary": len(formatter.tokenizer),
+        "problems": figures.problem_figures(problems),
+        "golds": golds,
+        "dropped": {
+            "duplicates": duplicates,
+            "bad_golds": len(unique) - len(problems),
+            "too_long": {"train": train.too_long, "validation": held_out.too_long},
+        },
+        "sft_train": figures.row_figures(train.problems, train.pairs, train.draws, train.order()),
+        "sft_validation": figures.row_figures(
+            held_out.problems, held_out.pairs, held_out.draws, held_out.order()
+        ),
+    }
+    folder = stage.begin()
+    for split in PRIORITY:
+        write_rows(folder / f"{split}.jsonl", (p.to_row() for p in splits[split]))
+    formatter.tokenizer.save_pretrained(folder / "tokenizer")
+    for name, rows in (("sft_train", train), ("sft_validation", held_out)):
+        write_parquet(folder / f"{name}.parquet", rows.problems, rows.pairs, rows.order())
+    write_json(folder / "statistics.json", statistics)
+    final = stage.complete(
+        problems={split: len(splits[split]) for split in PRIORITY},
+        sft_train=len(train.draws), sft_validation=len(held_out.draws),
+    )
+    _tell(statistics, final, time.monotonic() - started)
+    return final
+
+
+def with_model_tokenizer(config: DataConfig, model_path: str | None) -> DataConfig:
+    """Return the configuration with a given model's tokenizer, unless it names another."""
+    if not model_path or config.tokenizer.path:
+        return config
+    tokenizer = config.tokenizer.model_copy(update={"path": model_path})
+    return config.model_copy(update={"tokenizer": tokenizer})
+
+
+def _profile(name: str) -> Profile:
+    try:
+        return load_profile(name)
+    except PromptError as error:
+        raise UserError("data.profile", str(error)) from None
+
+
+def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:
+    """Return every file that decides the result, checked to be there."""
+    inputs = {"profile": profile.path, **tokenizer_files(config.tokenizer.path)}
+    for number, source in enumerate(config.sources):
+        module = load_plugin("data_prep.sources", source.kind)
+        # A changed generator makes other problems, as a changed file does.
+        inputs[f"source/{number}/{Path(source.kind).stem}.py"] = Path(str(module.__file__))
+        for name, path in source.files().items():
+            if not path.is_file():
+                raise UserError(
+                    f"data.sources, entry {number + 1} (kind {source.kind!r}), key {name!r}",
+                    f"no such file: {path}", "a JSON lines file", "check the path",
+                )
+            inputs[f"source/{number}/{name}"] = path
+    return inputs
+
+
+def _formatter(config: DataConfig, profile: Profile, problems: Sequence[Problem]) -> Formatter:
+    """Load the given tokenizer, or train ours on the problems."""
+    settings = config.tokenizer
+    if settings.path:
+        return load_formatter(load_tokenizer(settings.path), profile, settings.layout)
+    try:
+        layout = load_layout(settings.layout or profile.layout)
+    except PromptError as error:
+        raise UserError("data.tokenizer.layout", str(error)) from None
+    step = -(-len(problems) // settings.sample_problems)
+    texts = [
+        text for problem in problems[::step]
+        for text in (profile.system, problem.question, *problem.solutions.values())
+    ]
+    tokenizer = train_tokenizer(texts, settings.vocab_size, layout, profile.system)
+    return Formatter(tokenizer, profile, layout.name)
+
+
+def _sft_rows(
+    formatter: Formatter, config: DataConfig, problems: list[Problem], rows: int,
+    phases: Sequence[Phase], seed: int, *, may_be_empty: bool = False,
+) -> SftRows:
+    """Tokenise the problems' solutions, leave out what is too long, and order the rows."""
+    if may_be_empty and (rows == 0 or not problems):
+        return SftRows(problems, TokenisedPairs([], [], []), [], 0)
+    pairs = tokenise(formatter, problems)
+    lengths = pairs.lengths()
+    fitting: dict[int, dict[str, str]] = {}
+    for (index, style), length in zip(pairs.keys, lengths, strict=True):
+        if length <= config.max_length:
+            fitting.setdefault(index, {})[style] = problems[index].solutions[style]
+        elif config.on_too_long == "fail":
+            problem = problems[index]
+            raise UserError(
+                problem.where or f"problem {problem.id!r}", f"a row of {length} tokens",
+                f"at most max_length = {config.max_length}",
+                'raise data.max_length, or set data.on_too_long = "drop"',
+            )
+    kept = sorted(fitting)
+    if not kept and not may_be_empty:
+        raise UserError("data.max_length", f"no row has at most {config.max_length} tokens",
+                        f"{int(lengths.min())} or more", "raise data.max_length")
+    candidates = [_with_solutions(problems[index], fitting[index]) for index in kept]
+    draws = [
+        draw._replace(problem=kept[draw.problem])
+        for draw in training_order(candidates, rows, phases, seed)
+    ]
+    return SftRows(problems, pairs, draws, int((lengths > config.max_length).sum()))
+
+
+def _with_solutions(problem: Problem, solutions: dict[str, str]) -> Problem:
+    row = {**problem.to_row(), "solutions": solutions}
+    return Problem(**row)
+
+
+def _tell(statistics: dict[str, Any], folder: Path, seconds: float) -> None:
+    rows = statistics["sft_train"]
+    print(
+        f"data: {rows['rows']} rows, {rows['tokens']['all']} tokens "
+        f"({rows['tokens']['assistant']} carry loss), vocabulary {statistics['vocabulary']}, "
+        f"in {seconds:.1f} s: {folder}",
+        file=sys.stderr,
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Run the stage from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.build", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a run's configuration (TOML)")
+    parser.add_argument("--seed", type=int, help="in place of the configuration's")
+    parser.add_argument("--out", help="run folder in place of the configuration's")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be built")
+    options, rest = parser.parse_known_args(arguments)
+    table = read_toml(options.config)
+    for key in ("out", "data"):
+        if key not in table and not (key == "out" and options.out):
+            raise UserError(f"{options.config}, key {key!r}", "missing",
+                            "a complete run configuration", "start from pipeline/configs/cpu.toml")
+    # Validated under its own key, so that messages name `data.…` as the file spells it.
+    config = validate(_Run, {"data": table["data"]}, options.config).data
+    config = override(config, rest, program="python -m data_prep.build", description="[data]")
+    model = table.get("model")
+    config = with_model_tokenizer(config, model.get("path") if isinstance(model, dict) else None)
+    seed = options.seed if options.seed is not None else table.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"{options.config}, key 'seed'", f"{seed!r}", "a number from 0", "mend it")
+    if options.dry_run:
+        print(f"# stage folder: {Path(options.out or table['out']) / 'data'}\nseed = {seed}\n")
+        print(dump_toml(_Run(data=config)), end="")
+        return
+    print(build(config, Path(options.out or table["out"]), seed))
+
+
+class _Run(Config):
+    """The part of a run's configuration that this script reads."""
+
+    data: DataConfig
+
+
+if __name__ == "__main__":
+    command(main)

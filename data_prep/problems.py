@@ -1,0 +1,122 @@
+"""Problems of all sources: read, checked against their own golds, duplicates removed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from data_prep.config import PluginConfig
+from data_prep.errors import UserError
+from data_prep.normalise import normalise
+from data_prep.plugins import load_plugin
+from data_prep.schema import Problem, Split
+
+if TYPE_CHECKING:
+    from verifiers import Verdict
+
+# Which copy of a question stays: held-out data must not change because train data grew.
+PRIORITY: tuple[Split, ...] = ("test", "validation", "train")
+
+
+def read_sources(sources: Sequence[PluginConfig], seed: int) -> list[Problem]:
+    """Read every source, in the order of the configuration.
+
+    Raises:
+        UserError: A source has no such file or a broken row, or two problems share an id.
+    """
+    problems: list[Problem] = []
+    for config in sources:
+        module = load_plugin("data_prep.sources", config.kind, where="data.sources.kind")
+        problems.extend(module.read(config, seed))
+    seen: dict[str, Problem] = {}
+    for problem in problems:
+        other = seen.setdefault(problem.id, problem)
+        if other is not problem:
+            raise UserError(
+                problem.where or f"source {problem.source!r}",
+                f"id {problem.id!r} is taken by {other.where or other.source}",
+                "ids that are unique in a run", "name each file and source once in data.sources",
+            )
+    return problems
+
+
+def drop_duplicates(problems: Iterable[Problem]) -> tuple[list[Problem], dict[str, int]]:
+    """Keep one problem for each normalised question: test before validation before train.
+
+    Within a split the first stays. The result keeps the order of the input.
+
+    Returns:
+        The problems, and how many were dropped by "<split dropped from>, also in <split kept>".
+    """
+    problems = list(problems)
+    keys = [normalise(problem.question) for problem in problems]
+    kept: dict[str, int] = {}
+    for split in PRIORITY:
+        for index, problem in enumerate(problems):
+            if problem.split == split:
+                kept.setdefault(keys[index], index)
+    dropped = Counter(
+        f"{problem.split}, also in {problems[kept[keys[index]]].split}"
+        for index, problem in enumerate(problems) if kept[keys[index]] != index
+    )
+    return [problems[index] for index in sorted(kept.values())], dict(sorted(dropped.items()))
+
+
+def check_golds(
+    problems: Sequence[Problem], on_bad_gold: Literal["fail", "skip"], workers: int
+) -> tuple[list[Problem], dict[str, dict[str, int]]]:
+    r"""Judge every solution (or the boxed gold, where there is none) against its own gold.
+
+    Args:
+        problems: What to judge.
+        on_bad_gold: "fail" ends at the first solution that is not judged correct; "skip"
+            leaves its problem out and counts it.
+        workers: Judging processes.
+
+    Returns:
+        The problems that passed, and outcomes by source (a problem counts once, by the first
+        of its solutions that fails).
+
+    Raises:
+        UserError: A gold fails under "fail", naming file and line, gold and reason.
+    """
+    # Here and not above: judging loads sympy, which reading a configuration need not wait for.
+    from verifiers import Outcome, verify_many
+
+    texts = [
+        (problem, text)
+        for problem in problems
+        for text in (list(problem.solutions.values()) or [f"\\boxed{{{problem.answer}}}"])
+    ]
+    verdicts = verify_many([(problem.answer, text) for problem, text in texts], workers=workers)
+    outcome: dict[str, Outcome] = {}
+    for (problem, text), verdict in zip(texts, verdicts, strict=True):
+        if verdict.is_correct:
+            outcome.setdefault(problem.id, verdict.outcome)
+            continue
+        if on_bad_gold == "fail":
+            raise _bad_gold(problem, text, verdict)
+        if outcome.get(problem.id, Outcome.CORRECT) is Outcome.CORRECT:
+            outcome[problem.id] = verdict.outcome
+    counts: dict[str, Counter[str]] = {}
+    for problem in problems:
+        counts.setdefault(problem.source, Counter())[outcome[problem.id].value] += 1
+    passed = [problem for problem in problems if outcome[problem.id] is Outcome.CORRECT]
+    return passed, {source: dict(sorted(count.items())) for source, count in counts.items()}
+
+
+def _bad_gold(problem: Problem, text: str, verdict: Verdict) -> UserError:
+    answer = problem.answer if len(problem.answer) <= 80 else f"{problem.answer[:80]}…"
+    reason = f" ({verdict.detail})" if verdict.detail else ""
+    found = (
+        f"gold {answer!r} cannot be parsed{reason}"
+        if verdict.outcome == "gold_unparseable"
+        else f"gold {answer!r}, but its own solution, ending {text[-60:]!r}, is judged "
+        f"{verdict.outcome.value}{reason}"
+    )
+    return UserError(
+        problem.where or f"source {problem.source!r}, problem {problem.id!r}", found,
+        "a gold that its own solution is judged correct against",
+        'mend or remove the row, or set data.on_bad_gold = "skip" to leave such rows out, counted',
+    )

@@ -1,0 +1,94 @@
+"""What the sources that read published files share: paths by split, and a boxed ending."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import model_validator
+
+from data_prep.jsonl import Row, read_rows
+from data_prep.schema import Split
+from data_prep.sources import SourceConfig
+
+# What may follow a box that already ends its text: closing of a formula, a full stop.
+_CLOSING = re.compile(r"(?:\s|[$.。!]|\\\]|\\\)|\\end\{(?:align|equation|gather|cases)\*?\}|\})*")
+
+
+class FilesConfig(SourceConfig):
+    """Local JSON lines files by split; at least one.
+
+    Attributes:
+        train: File of the train split; empty for none.
+        validation: File of the validation split.
+        test: File of the test split.
+    """
+
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+
+    @model_validator(mode="after")
+    def _some_file(self) -> FilesConfig:
+        if not self.paths():
+            raise ValueError("a path for at least one of train, validation, test is expected")
+        return self
+
+    def paths(self) -> dict[Split, Path]:
+        """Return the file of each split that has one."""
+        given: dict[Split, str] = {
+            "train": self.train, "validation": self.validation, "test": self.test
+        }
+        return {split: Path(path) for split, path in given.items() if path}
+
+    def files(self) -> dict[str, Path]:
+        """Return the files by split."""
+        return {str(split): path for split, path in self.paths().items()}
+
+
+def rows(config: FilesConfig) -> Iterator[tuple[Split, str, int, Row]]:
+    """Yield (split, "file, line n", number of the row from 0, row), split by split."""
+    for split, path in config.paths().items():
+        for index, (line, row) in enumerate(read_rows(path)):
+            yield split, f"{path}, line {line}", index, row
+
+
+def boxed(answer: str) -> str:
+    r"""Return an answer in a box."""
+    return f"\\boxed{{{answer}}}"
+
+
+def last_box(text: str) -> tuple[str, int] | None:
+    r"""Return (content, end) of the last `\boxed{…}` of a text; None where no box is complete."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None
+    opener = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start)
+    if opener is None:
+        return None
+    position = opener.end()
+    if position >= len(text):
+        return None
+    if text[position] != "{":  # TeX's short form, `\boxed 7`
+        word = re.compile(r"[-+]?\w[\w.,/]*").match(text, position)
+        return (word.group().rstrip(".,"), word.end()) if word else None
+    depth = 0
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, position):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return text[position + 1 : brace.start()], brace.end()
+    return None
+
+
+def end_in_box(solution: str, answer: str) -> str:
+    r"""Return a solution that ends in `\boxed{answer}`.
+
+    A solution whose last box holds the answer and closes the text stays as it is (closing marks
+    of the formula may follow); any other has the box added as a last line.
+    """
+    solution = solution.rstrip()
+    box = last_box(solution)
+    if box is not None and box[0].strip() == answer and _CLOSING.fullmatch(solution, box[1]):
+        return solution
+    return f"{solution}\nThe answer is {boxed(answer)}" if solution else boxed(answer)
