@@ -34,9 +34,10 @@ class Interval:
     high: float
     n: int
 
-    def to_dict(self) -> dict[str, float]:
-        """Return the four numbers as `report.json` holds them."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the four numbers as `report.json` holds them; None for NaN."""
+        ends = {"value": self.value, "low": self.low, "high": self.high}
+        return {k: v if math.isfinite(v) else None for k, v in ends.items()} | {"n": self.n}
 
 
 def _resamples(questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

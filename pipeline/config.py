@@ -114,9 +114,12 @@ class EvaluateConfig(Config):
         k: The K of Pass@K and Maj@K.
         limit: Problems a suite; 0 takes all.
         temperature: Of the n samples; one greedy sample is always drawn beside them.
+        top_p: Nucleus of the n samples.
         max_tokens: Longest completion.
+        profile: Prompt profile; empty takes the one that the checkpoint was trained with.
         checker: `kind` of a checker and its options.
         workers: Judging processes.
+        time_limit_s: Wall-clock limit of one verdict.
         shard_size: Problems a shard: what a killed run repeats at most.
         bootstrap: Resamples behind every interval.
     """
@@ -127,9 +130,12 @@ class EvaluateConfig(Config):
     k: tuple[int, ...] = (1, 2, 4, 8)
     limit: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_tokens: int = Field(64, ge=1)
+    profile: str = ""
     checker: dict[str, Any] = {"kind": "boxed"}
     workers: int = Field(2, ge=1)
+    time_limit_s: float = Field(1.0, gt=0.0)
     shard_size: int = Field(256, ge=1)
     bootstrap: int = Field(2000, ge=100)
 

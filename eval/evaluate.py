@@ -1,0 +1,287 @@
+"""One checkpoint over its suites: samples, verdicts, figures, each kept beside the other.
+
+A stage folder `eval-<name>` holds one folder a suite:
+
+    problems.jsonl          the suite's problems
+    generation.json         everything that decides the samples
+    samples-00000.jsonl …   n samples a problem at the temperature
+    greedy-00000.jsonl …    one greedy sample a problem
+    verdicts.jsonl          graded rows of the samples
+    greedy_verdicts.jsonl   graded rows of the greedy samples
+    figures.json            every figure, a function of the graded rows
+
+Samples outlive a change of everything that does not decide them (checker, K, intervals, other
+suites): they are taken over from the complete folder, and only graded anew.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.config import PluginConfig, fingerprint
+from data_prep.errors import UserError
+from data_prep.jsonl import read_json, write_json, write_rows
+from data_prep.run_folder import Stage, input_hash
+from data_prep.schema import Problem
+from eval.figures import DEFINITIONS, intervals, suite_values
+from eval.grading import Graded, grade, read_graded, write_graded
+from eval.styles import style_figures
+from eval.suites import Suite
+from pipeline.config import EvaluateConfig
+from pipeline.engines import Engine, Group, Prompt, Sampling, create_engine
+from pipeline.generate import generate_shards, profile_of, render_prompts
+from pipeline.verify import open_pool
+from verifiers import VerifierPool
+
+# Figures that a breakdown by level or subject repeats.
+_BROKEN_DOWN = ("greedy", "avg@", "pass@", "maj@")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One checkpoint to evaluate.
+
+    Attributes:
+        name: What figures call the checkpoint.
+        model: Model folder.
+        identity: What decides the weights when the folder is not to be hashed (a hub id with
+            its revision); empty hashes the folder.
+        config: What is measured.
+        engine: Its plug-in's configuration.
+        seed: Of samples and resampling.
+        suites: What is measured on.
+        out: Folder that `eval-<name>` goes to.
+    """
+
+    name: str
+    model: Path
+    identity: str
+    config: EvaluateConfig
+    engine: PluginConfig
+    seed: int
+    suites: tuple[Suite, ...]
+    out: Path
+
+
+class _LazyEngine:
+    """An engine that loads its weights when the first missing shard asks for them."""
+
+    policy_version = 0
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._engine: Engine | None = None
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Group]:
+        """Return one group a prompt, in order."""
+        if self._engine is None:
+            self._engine = create_engine(self._job.engine, self._job.model)
+        return self._engine.generate(prompts, sampling)
+
+    def load_weights(self, weights: Any, version: int) -> None:
+        """An evaluation never changes weights."""
+        raise NotImplementedError("an evaluated checkpoint keeps its weights")
+
+    def close(self) -> None:
+        """Give back what was loaded."""
+        if self._engine is not None:
+            self._engine.close()
+
+
+def evaluate(job: Job) -> Path:
+    """Evaluate one checkpoint, or find that it was; return its folder.
+
+    Raises:
+        UserError: The model or a suite cannot be read.
+    """
+    check_model(job.model)
+    weights = job.identity or input_hash(job.model)
+    problems = {suite.name: suite.load(job.config.limit) for suite in job.suites}
+    profile = job.config.profile or profile_of(job.model, "boxed")
+    generation = {
+        name: {
+            "weights": weights,
+            "problems": fingerprint([[p.id, p.question] for p in rows]),
+            "profile": profile,
+            "engine": job.engine.model_dump(mode="json"),
+            "n": job.config.n,
+            "temperature": job.config.temperature,
+            "top_p": job.config.top_p,
+            "max_tokens": job.config.max_tokens,
+            "shard_size": job.config.shard_size,
+            "seed": job.seed,
+        }
+        for name, rows in problems.items()
+    }
+    settings = {
+        "generation": generation,
+        "problems": {name: fingerprint([p.to_row() | {"where": ""} for p in rows])
+                     for name, rows in problems.items()},
+        "checker": job.config.checker,
+        "time_limit_s": job.config.time_limit_s,
+        "k": list(job.config.k),
+        "bootstrap": job.config.bootstrap,
+    }
+    stage = Stage(job.out, f"eval-{job.name}", settings, {})
+    if stage.is_complete:
+        return stage.final
+    work = stage.begin()
+    engine = _LazyEngine(job)
+    samples = 0
+    try:
+        with open_pool(job.config.checker, job.config.workers, job.config.time_limit_s) as pool:
+            for name, rows in problems.items():
+                print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
+                folder = work / name
+                _adopt(stage.final / name, folder, generation[name])
+                samples += _suite(job, name, rows, profile, engine, pool, folder)
+    finally:
+        engine.close()
+    return stage.complete(suites=list(problems), samples=samples)
+
+
+def _adopt(old: Path, new: Path, generation: dict[str, Any]) -> None:
+    """Take over the samples of the complete folder if the same plan decided them."""
+    new.mkdir(parents=True, exist_ok=True)
+    if (new / "generation.json").is_file():
+        return
+    if (old / "generation.json").is_file() and read_json(old / "generation.json") == generation:
+        for pattern in ("samples-*.jsonl", "greedy-*.jsonl"):
+            for path in sorted(old.glob(pattern)):
+                (new / path.name).unlink(missing_ok=True)
+                os.link(path, new / path.name)
+    write_json(new / "generation.json", generation)
+
+
+def _suite(
+    job: Job,
+    name: str,
+    problems: list[Problem],
+    profile: str,
+    engine: _LazyEngine,
+    pool: VerifierPool,
+    folder: Path,
+) -> int:
+    """Sample, grade and count one suite; return the number of samples."""
+    from pipeline.model import load_tokenizer
+
+    config = job.config
+    write_rows(folder / "problems.jsonl", (problem.to_row() for problem in problems))
+    prompts = render_prompts(problems, load_tokenizer(job.model), profile)
+    sampling = Sampling(
+        n=config.n, temperature=config.temperature, top_p=config.top_p,
+        max_tokens=config.max_tokens, seed=job.seed,
+    )
+    draws = {
+        "greedy": sampling.model_copy(update={"n": 1, "temperature": 0.0, "top_p": 1.0}),
+        "samples": sampling,
+    }
+    files = {"greedy": "greedy_verdicts.jsonl", "samples": "verdicts.jsonl"}
+    graded: dict[str, list[list[Graded]]] = {}
+    for label, draw in draws.items():
+        log = generate_shards(engine, prompts, draw, folder, config.shard_size, label)
+        path = folder / files[label]
+        if not path.is_file():
+            write_graded(path, grade(problems, log, pool, f"grade {label}"))
+        graded[label] = read_graded(path, [p.id for p in problems], draw.n)
+    figures = suite_figures(
+        problems, graded["samples"], [group[0] for group in graded["greedy"]],
+        config.k, resamples=config.bootstrap, seed=job.seed,
+    )
+    write_json(folder / "figures.json", {"checkpoint": job.name, "suite": name, **figures})
+    return len(problems) * (config.n + 1)
+
+
+def suite_figures(
+    problems: Sequence[Problem],
+    sampled: Sequence[Sequence[Graded]],
+    greedy: Sequence[Graded],
+    ks: Sequence[int],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what `figures.json` holds: every figure of a suite, from its graded rows alone.
+
+    Args:
+        problems: The suite's problems.
+        sampled: n rows a question, in the order of the problems.
+        greedy: One row a question; empty where greedy was not drawn.
+        ks: The K of Pass@K and Maj@K.
+        resamples: Resampled sets of questions.
+        seed: Seed of the resampling.
+    """
+    values = suite_values(sampled, greedy, ks)
+    found = intervals(values, resamples=resamples, seed=seed)
+    styles = style_figures(sampled, resamples=resamples, seed=seed)
+    return {
+        "questions": len(problems),
+        "n": len(sampled[0]),
+        "k": list(ks),
+        "figures": {metric: interval.to_dict() for metric, interval in found.items()},
+        "styles": {
+            style: {"share": f.share.to_dict(), "accuracy": f.accuracy.to_dict()}
+            for style, f in styles.items()
+        },
+        "breakdown": {
+            by: _breakdown(values, [str(getattr(p, by)) for p in problems], resamples, seed)
+            for by in ("level", "subject")
+        },
+        "definitions": DEFINITIONS,
+    }
+
+
+def _breakdown(
+    values: dict[str, np.ndarray], keys: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return key to metric to interval; empty where all problems share one key."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        places[key].append(index)
+    if len(places) < 2:
+        return {}
+    kept = {
+        name: row for name, row in values.items()
+        if name.startswith(_BROKEN_DOWN) and "_" not in name
+    }
+    return {
+        key or "not stated": {
+            metric: interval.to_dict()
+            for metric, interval in intervals(
+                {name: row[places[key]] for name, row in kept.items()},
+                resamples=resamples, seed=seed,
+            ).items()
+        }
+        for key in sorted(places)
+    }
+
+
+def check_model(folder: Path) -> None:
+    """Check that a model folder is complete, before anything is loaded.
+
+    Raises:
+        UserError: The folder is not there, or a file that every model folder has is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(str(folder), "no such folder", "a model folder", "check the path")
+    needed = {
+        "config.json": ("config.json",),
+        "weights": ("*.safetensors", "pytorch_model*.bin"),
+        "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.json"),
+    }
+    for what, patterns in needed.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+            raise UserError(
+                str(folder), f"an incomplete model folder without {what}; it holds {found}",
+                f"{what} ({' or '.join(patterns)})",
+                "copy the missing files, or name the folder that save_pretrained wrote",
+            )

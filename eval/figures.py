@@ -1,0 +1,134 @@
+"""Figures: from graded rows to named numbers with intervals, a pure function.
+
+A figure is the mean over questions of one number a question, with the 95 % interval of a
+bootstrap clustered by question. Denominators never move: a sample that was cut off, not drawn
+or not judged counts as not correct, and its share is a figure of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.grading import Graded
+from eval.metrics import average, majority_at_k, majority_first, pass_at_k
+from eval.statistics import Interval, bootstrap_means, widen_constant
+
+DEFINITIONS = {
+    "greedy": "share of questions that the greedy sample answers correctly",
+    "avg@n": "share of correct samples, averaged over questions",
+    "pass@k": "chance that k of the n samples hold a correct one: 1 − C(n−c,k)/C(n,k)",
+    "maj@k": "chance that the vote of k of the n samples is correct: exact expectation over all "
+    "subsets, ties split evenly, samples without an answer never vote",
+    "maj@k_strict": "as maj@k, every tie counted against",
+    "maj@k_oracle": "as maj@k, every tie counted for",
+    "maj@k_first": "vote of the first k samples, the first class wins a tie (depends on order)",
+    "maj@k_string": "as maj@k, votes grouped by spelling instead of by mathematical equality",
+    "truncated": "share of samples that reached the token limit",
+    "no_answer": "share of samples in which no answer was found",
+    "timeouts": "share of samples whose verdict reached the time limit",
+    "unjudged": "share of samples whose gold or answer the verifier could not judge",
+    "not_run": "share of samples that were not drawn (prompt longer than the context)",
+    "mean_tokens": "length of a sample in tokens, end token included",
+}
+# Not a share, so 0 and 1 are not its ends.
+_NOT_SHARES = frozenset({"mean_tokens", "greedy_tokens"})
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """One question's samples as the metrics see them, in order.
+
+    Attributes:
+        correct: Verdicts, shape [n].
+        classes: Equivalence classes, None without an answer; shape [n].
+    """
+
+    correct: Sequence[bool]
+    classes: Sequence[Hashable]
+
+
+def vote_metrics(questions: Sequence[Votes], ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return metric name to one number a question, shape [Q].
+
+    Args:
+        questions: All with the same number of samples n.
+        ks: The K of Pass@K and Maj@K, each at most n.
+    """
+    n = len(questions[0].correct)
+    rows: dict[str, list[float]] = {f"avg@{n}": [average(q.correct) for q in questions]}
+    majorities = [majority_at_k(q.classes, q.correct, ks) for q in questions]  # type: ignore[arg-type]
+    for position, k in enumerate(ks):
+        at_k = [majority[position] for majority in majorities]
+        rows[f"pass@{k}"] = [pass_at_k(n, sum(map(bool, q.correct)), k) for q in questions]
+        rows[f"maj@{k}"] = [majority.expected for majority in at_k]
+        rows[f"maj@{k}_strict"] = [majority.strict for majority in at_k]
+        rows[f"maj@{k}_oracle"] = [majority.oracle for majority in at_k]
+        rows[f"maj@{k}_first"] = [majority_first(q.classes, q.correct, k) for q in questions]  # type: ignore[arg-type]
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def votes_of(group: Sequence[Graded]) -> Votes:
+    """Return a question's votes, grouped by mathematical equality."""
+    return Votes([row.is_correct for row in group], [row.answer_class for row in group])
+
+
+def spelled_votes_of(group: Sequence[Graded]) -> Votes:
+    """Return a question's votes, grouped by spelling without white space."""
+    spelled = [None if r.answer_class is None else "".join((r.extracted or "").split())
+               for r in group]
+    return Votes([row.is_correct for row in group], spelled)
+
+
+def suite_values(
+    sampled: Sequence[Sequence[Graded]], greedy: Sequence[Graded], ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Return every metric of a suite, one number a question.
+
+    Args:
+        sampled: n rows a question.
+        greedy: One row a question, in the same order; empty where greedy was not drawn.
+        ks: The K of Pass@K and Maj@K.
+    """
+    values: dict[str, np.ndarray] = {}
+    if greedy:
+        values["greedy"] = np.array([float(row.is_correct) for row in greedy])
+    values |= vote_metrics([votes_of(group) for group in sampled], ks)
+    spelled = vote_metrics([spelled_votes_of(group) for group in sampled], ks)
+    values |= {f"maj@{k}_string": spelled[f"maj@{k}"] for k in ks}
+    tests = {
+        "truncated": lambda row: row.finish_reason == "length",
+        "no_answer": lambda row: row.outcome == "no_answer",
+        "timeouts": lambda row: row.outcome == "timeout",
+        "unjudged": lambda row: row.outcome in ("gold_unparseable", "error"),
+        "not_run": lambda row: row.finish_reason == "error",
+        "mean_tokens": lambda row: row.tokens,
+    }
+    for name, test in tests.items():
+        values[name] = np.array([sum(map(test, group)) / len(group) for group in sampled])
+    if greedy:
+        values["greedy_truncated"] = np.array([float(r.finish_reason == "length") for r in greedy])
+        values["greedy_no_answer"] = np.array([float(r.outcome == "no_answer") for r in greedy])
+        values["greedy_tokens"] = np.array([float(row.tokens) for row in greedy])
+    return values
+
+
+def intervals(
+    values: dict[str, np.ndarray], *, resamples: int, seed: int
+) -> dict[str, Interval]:
+    """Return the mean of each metric with its 95 % interval.
+
+    Args:
+        values: Metric name to one number a question, shape [Q].
+        resamples: Resampled sets of questions.
+        seed: Seed of the resampling.
+    """
+    names = list(values)
+    stacked = np.stack([values[name] for name in names])
+    found = bootstrap_means(stacked, resamples=resamples, seed=seed)
+    return {
+        name: interval if name in _NOT_SHARES else widen_constant(interval)
+        for name, interval in zip(names, found, strict=True)
+    }

@@ -1,0 +1,232 @@
+"""Evaluate checkpoints: samples, verdicts and figures with intervals.
+
+    python -m eval.run --model FOLDER --suites gsm8k=test.jsonl math=test.jsonl --n 8
+    python -m eval.run --config pipeline/configs/cpu.toml [--checkpoints sft grpo]
+
+The first form evaluates one model folder or hub id; the second every training stage of a run.
+What is complete is skipped, what was interrupted goes on. `--engine.kind vllm` and other
+`--engine.KEY VALUE` choose how samples are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import PluginConfig, plugin_config, validate
+from data_prep.config import Config as BaseConfig
+from data_prep.errors import UserError, command
+from data_prep.jsonl import read_json
+from eval.evaluate import Job, check_model, evaluate
+from eval.suites import Suite, choose_suites
+from pipeline.config import EvaluateConfig, RunConfig, load_run
+
+
+class EngineChoice(BaseConfig):
+    """A table with an engine in it, so that its own model checks the keys."""
+
+    engine: plugin_config("pipeline.engines") = {"kind": "embedded"}  # type: ignore[valid-type]
+
+
+def engine_config(arguments: list[str], base: PluginConfig | None = None) -> PluginConfig:
+    """Return the engine that `--engine.KEY VALUE` pairs describe.
+
+    Args:
+        arguments: What the parser did not know.
+        base: Engine whose settings stand where its kind is kept.
+
+    Raises:
+        UserError: An argument is not of that form, or the engine does not know its key.
+    """
+    table: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--engine."):
+            raise UserError("command line", f"unknown argument {word!r}",
+                            "an option of --help, or --engine.KEY VALUE", "mend or remove it")
+        key, equals, value = word.removeprefix("--engine.").partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise UserError("command line", f"{word} without a value", "a value", "add it")
+        table[key.replace("-", "_")] = value
+    if base is not None and table.get("kind", base.kind) == base.kind:
+        table = base.model_dump() | table
+    table.setdefault("kind", "embedded")
+    return validate(EngineChoice, {"engine": table}, "command line").engine
+
+
+def jobs_of_run(
+    run: RunConfig, config: EvaluateConfig, engine: PluginConfig, names: list[str]
+) -> list[Job]:
+    """Return a job for every training stage whose checkpoint is there.
+
+    Raises:
+        UserError: A checkpoint that was asked for is not there, or none is.
+    """
+    out = Path(run.out)
+    trained = [stage.name for stage in run.train]
+    for name in names:
+        if name not in trained:
+            raise UserError("--checkpoints", f"{name!r}", f"among {', '.join(trained)}",
+                            "mend the name")
+    chosen = [n for n in trained if n in names] if names else trained
+    missing = [n for n in chosen if not (out / n / "checkpoint").is_dir()]
+    if missing and (names or len(missing) == len(chosen)):
+        raise UserError(str(out / missing[0] / "checkpoint"), "no such checkpoint",
+                        "a complete training stage", "run `python -m pipeline.run` first")
+    for name in missing:
+        print(f"{name}: no checkpoint yet, left out", file=sys.stderr)
+    suites = _suites(config, out / "data" / "test.jsonl")
+    return [
+        Job(name, out / name / "checkpoint", "", config, engine, run.seed, suites, out)
+        for name in chosen if name not in missing
+    ]
+
+
+def job_of_model(
+    model: str, name: str, config: EvaluateConfig, engine: PluginConfig, seed: int, out: Path
+) -> Job:
+    """Return the job of one model folder or hub id."""
+    folder, identity = fetch_model(model)
+    check_model(folder)
+    # A checkpoint of a run has that run's held-out problems near it.
+    nearby = folder.resolve().parent.parent / "data" / "test.jsonl"
+    label = name or (folder.resolve().parent.name if folder.name == "checkpoint" else
+                     Path(model).name)
+    return Job(label, folder, identity, config, engine, seed, _suites(config, nearby), out)
+
+
+def fetch_model(model: str) -> tuple[Path, str]:
+    """Return (folder, identity) of a model; identity is empty for a local folder.
+
+    Raises:
+        UserError: It is neither a folder nor a hub id that can be reached.
+    """
+    if Path(model).is_dir():
+        return Path(model), ""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model))
+    except Exception as error:
+        raise UserError(
+            model, f"neither a folder nor a hub model that can be reached: {error}",
+            "a model folder or hub id", "check the path, or fetch the model first",
+        ) from None
+    return folder, f"{model}@{folder.name}"
+
+
+def _suites(config: EvaluateConfig, embedded: Path) -> tuple[Suite, ...]:
+    paths = dict(config.paths)
+    if embedded.is_file():
+        paths.setdefault("embedded", str(embedded))
+    return tuple(choose_suites(config.suites, paths))
+
+
+def table(folders: list[Path]) -> str:
+    """Return the figures of evaluated checkpoints as a text table with 95 % intervals."""
+    lines: list[list[str]] = []
+    notes: list[str] = []
+    for folder in folders:
+        for path in sorted(folder.glob("*/figures.json")):
+            row = read_json(path)
+            figures, n, k = row["figures"], row["n"], max(row["k"])
+            metrics = [m for m in ("greedy", f"avg@{n}", f"pass@{k}", f"maj@{k}") if m in figures]
+            if not lines:
+                lines.append(["checkpoint", "suite", "questions", *metrics])
+            lines.append([row["checkpoint"], row["suite"], str(row["questions"]),
+                          *(percent(figures[m]) for m in metrics)])
+            for metric, words in (
+                ("not_run", "were not drawn: the prompt is longer than the model's context"),
+                ("truncated", "reached the token limit"),
+                ("timeouts", "timed out in grading"),
+                ("unjudged", "could not be judged"),
+            ):
+                if figures[metric]["value"]:
+                    share = 100 * figures[metric]["value"]
+                    notes.append(f"{row['checkpoint']} on {row['suite']}: {share:.1f} % of the "
+                                 f"samples {words} (counted as not correct)")
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rendered = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+                for line in lines]
+    return "\n".join([*rendered, "", "value [95 % interval over questions], in %", *notes])
+
+
+def percent(figure: dict[str, Any]) -> str:
+    """Return "71.3 [69.0, 73.5]"."""
+    if figure["value"] is None:
+        return "–"
+    return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line; what belongs to the engine is left over."""
+    parser = argparse.ArgumentParser(
+        "python -m eval.run", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="model folder or hub id")
+    what.add_argument("--config", help="a run's TOML: evaluate its checkpoints")
+    parser.add_argument("--checkpoints", nargs="+", default=[], help="training stages of the run")
+    parser.add_argument("--suites", nargs="+", help="names, NAME=FILE, or files of one's own")
+    parser.add_argument("--n", type=int, help="samples a question")
+    parser.add_argument("--k", type=int, nargs="+", help="K of Pass@K and Maj@K")
+    parser.add_argument("--limit", type=int, help="first questions of each suite")
+    parser.add_argument("--temperature", type=float, help="of the n samples")
+    parser.add_argument("--top-p", type=float, help="nucleus of the n samples")
+    parser.add_argument("--max-tokens", type=int, help="longest completion")
+    parser.add_argument("--profile", help="prompt profile in place of the checkpoint's own")
+    parser.add_argument("--workers", type=int, help="judging processes")
+    parser.add_argument("--shard-size", type=int, help="questions a shard")
+    parser.add_argument("--bootstrap", type=int, help="resamples behind an interval")
+    parser.add_argument("--seed", type=int, help="of samples and intervals")
+    parser.add_argument("--name", default="", help="what figures call the model")
+    parser.add_argument("--out", type=Path, help="folder of the results (default runs/eval)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    return parser.parse_known_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    known, rest = parse(arguments)
+    given = {
+        key: value for key in EvaluateConfig.model_fields
+        if (value := getattr(known, key, None)) is not None
+    }
+    if known.config:
+        run = load_run(known.config)
+        base = run.evaluate or EvaluateConfig()
+        engine = engine_config(rest, run.engine)
+    else:
+        run, base, engine = None, EvaluateConfig(max_tokens=512), engine_config(rest)
+        if not known.suites:
+            raise UserError("--suites", "none", "at least one suite", "add --suites gsm8k")
+    if "n" in given and "k" not in given:
+        given["k"] = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= given["n"]]
+    config = validate(EvaluateConfig, base.model_dump() | given, "command line")
+    if run is not None:
+        if known.seed is not None:
+            run = run.model_copy(update={"seed": known.seed})
+        if known.out is not None:
+            run = run.model_copy(update={"out": str(known.out)})
+        jobs = jobs_of_run(run, config, engine, known.checkpoints)
+    else:
+        out = known.out or Path("runs/eval")
+        jobs = [job_of_model(known.model, known.name, config, engine, known.seed or 0, out)]
+    if known.dry_run:
+        for job in jobs:
+            print(f"{job.name}: {job.model} with {job.engine.model_dump_json()}")
+        for suite in jobs[0].suites:
+            print(f"  {suite.name}: {len(suite.load(config.limit))} questions")
+        print(config.model_dump_json(indent=2))
+        return
+    folders = [evaluate(job) for job in jobs]
+    print(table(folders))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,117 @@
+"""Suites: what a checkpoint is measured on.
+
+Contract of a plug-in file `eval/suites/<kind>.py`:
+
+* `Config(SuiteConfig)`: its settings; `path` names a local file of the published format.
+* `load(config) -> list[Problem]`: the problems in the order of the file, ids unique, each with
+  its gold, and subject and level where the format has them; a row that cannot be read raises
+  `UserError` naming file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.config import PluginConfig, validate
+from data_prep.errors import UserError
+from data_prep.plugins import load_plugin
+from data_prep.schema import Problem
+
+
+class SuiteConfig(PluginConfig):
+    """What every suite understands.
+
+    Attributes:
+        path: Local JSON lines file; empty takes the hub's copy where the suite has one.
+        hub: Hub id, or the folder of a downloaded copy, in place of the suite's own.
+        revision: Branch, tag or commit of the hub's copy.
+    """
+
+    path: str = ""
+    hub: str = ""
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A suite that was asked for.
+
+    Attributes:
+        name: What figures call it.
+        config: Its plug-in's configuration.
+    """
+
+    name: str
+    config: SuiteConfig
+
+    def load(self, limit: int = 0) -> list[Problem]:
+        """Return its problems, the first `limit` of them where `limit` is above 0.
+
+        Raises:
+            UserError: The file is missing, empty or broken, or two problems share an id.
+        """
+        module = load_plugin("eval.suites", self.config.kind, where="suite")
+        problems: list[Problem] = module.load(self.config)
+        seen: dict[str, str] = {}
+        for problem in problems:
+            if problem.id in seen:
+                raise UserError(
+                    problem.where or self.name,
+                    f"the id {problem.id!r} is that of {seen[problem.id] or 'an earlier problem'}",
+                    "ids that are unique in a suite", "mend the ids",
+                )
+            seen[problem.id] = problem.where
+            if not problem.question or not problem.answer:
+                empty = "answer" if problem.question else "question"
+                raise UserError(problem.where or problem.id, f"an empty {empty}",
+                                f"a text in {empty}", "mend or remove the row")
+        if not problems:
+            raise UserError(self.name, "no problems", "at least one", "check the file")
+        return problems[:limit] if limit else problems
+
+
+def choose_suites(names: Iterable[str], paths: Mapping[str, str]) -> list[Suite]:
+    """Return the suites that names stand for.
+
+    A name is a kind (`gsm8k`), a kind with a local file (`gsm8k=test.jsonl`), a file of one's
+    own (`mine.jsonl` with `question` and `answer`, suite `mine`; or `mine=rows.jsonl`), or a
+    plug-in file (`mine.py`).
+
+    Args:
+        names: As above.
+        paths: Suite name to local file, for names without one.
+
+    Raises:
+        UserError: A name is neither a kind nor a file, or comes twice.
+    """
+    suites: list[Suite] = []
+    for spec in names:
+        name, _, path = spec.partition("=")
+        suite = _suite(name, path or paths.get(name, ""))
+        if any(other.name == suite.name for other in suites):
+            raise UserError("suites", f"{suite.name!r} twice", "each suite once", "remove one")
+        suites.append(suite)
+    if not suites:
+        raise UserError("suites", "none", "at least one suite", "name one, such as gsm8k")
+    return suites
+
+
+def _suite(name: str, path: str) -> Suite:
+    from data_prep.plugins import plugin_names
+
+    if name.endswith((".jsonl", ".json")):
+        return Suite(Path(name).stem, _config("own", name, name))
+    if name in plugin_names("eval.suites") or name.endswith(".py"):
+        return Suite(Path(name).stem, _config(name, path, name))
+    if path:
+        return Suite(name, _config("own", path, name))
+    load_plugin("eval.suites", name, where="suite")  # raises, listing the choices
+    raise AssertionError(name)
+
+
+def _config(kind: str, path: str, where: str) -> SuiteConfig:
+    module = load_plugin("eval.suites", kind, where="suite")
+    table = {"kind": kind, "path": path} if path else {"kind": kind}
+    return validate(module.Config, table, f"suite {where}")
