@@ -178,7 +178,8 @@ def _suite(
     prompts = render_prompts(problems, load_tokenizer(job.model), profile)
     sampling = Sampling(
         n=config.n, temperature=config.temperature, top_p=config.top_p,
-        max_tokens=config.max_tokens, seed=job.seed,
+        top_k=0,
+        max_tokens=config.max_tokens, seed=job.seed, step=0,
     )
     draws = {
         "greedy": sampling.model_copy(update={"n": 1, "temperature": 0.0, "top_p": 1.0}),

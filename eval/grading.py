@@ -95,13 +95,16 @@ def grade(
         UserError: The log holds a problem that is not among the problems.
     """
     golds = {problem.id: problem.answer for problem in problems}
-    bar = tqdm(desc=label, unit=" samples", total=None, smoothing=0.05)
     waiting: list[list[Sample]] = []
     held = 0
+    bar: tqdm | None = None
     for problem_id, group in groupby(samples, key=lambda sample: sample.problem_id):
         if problem_id not in golds:
             raise UserError(f"problem {problem_id!r}", "in the samples, not in the suite",
                             "samples of this suite's problems", "generate again")
+        # Not before the first sample: drawing them may have a bar of its own.
+        if bar is None:
+            bar = tqdm(desc=label, unit="sample")
         waiting.append(list(group))
         held += len(waiting[-1])
         if held >= CHUNK:
@@ -109,8 +112,9 @@ def grade(
             bar.update(held)
             waiting, held = [], 0
     yield from _judge(waiting, golds, pool)
-    bar.update(held)
-    bar.close()
+    if bar is not None:
+        bar.update(held)
+        bar.close()
 
 
 def _judge(

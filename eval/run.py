@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import PluginConfig, plugin_config, validate
-from data_prep.config import Config as BaseConfig
+from data_prep.config import Config, PluginConfig, plugin_config, validate
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json
 from eval.evaluate import Job, check_model, evaluate
@@ -24,10 +23,10 @@ from eval.suites import Suite, choose_suites
 from pipeline.config import EvaluateConfig, RunConfig, load_run
 
 
-class EngineChoice(BaseConfig):
+class EngineChoice(Config):
     """A table with an engine in it, so that its own model checks the keys."""
 
-    engine: plugin_config("pipeline.engines") = {"kind": "embedded"}  # type: ignore[valid-type]
+    engine: plugin_config("pipeline.engines")   # type: ignore[valid-type]
 
 
 def engine_config(arguments: list[str], base: PluginConfig | None = None) -> PluginConfig:
@@ -199,10 +198,11 @@ def main(arguments: list[str]) -> None:
     }
     if known.config:
         run = load_run(known.config)
-        base = run.evaluate or EvaluateConfig()
+        base = run.evaluate or validate(EvaluateConfig, {}, "evaluate")
         engine = engine_config(rest, run.engine)
     else:
-        run, base, engine = None, EvaluateConfig(max_tokens=512), engine_config(rest)
+        run, engine = None, engine_config(rest)
+        base = validate(EvaluateConfig, {"max_tokens": 512}, "evaluate")
         if not known.suites:
             raise UserError("--suites", "none", "at least one suite", "add --suites gsm8k")
     if "n" in given and "k" not in given:

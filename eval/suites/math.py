@@ -38,6 +38,7 @@ def load(config: Config) -> list[Problem]:
 
 
 def _problem(where: str, index: int, row: dict) -> Problem:
+    question = column(row, "problem", str, where).strip()
     solution = column(row, "solution", str, where)
     box = last_box(solution)
     if box is None or not box[0].strip():
@@ -47,7 +48,7 @@ def _problem(where: str, index: int, row: dict) -> Problem:
         )
     return Problem(
         id=f"math-test-{index:05d}",
-        question=column(row, "problem", str, where).strip(),
+        question=question,
         answer=box[0].strip(), source="math", split="test",
         solutions={"reference": solution},
         level=column(row, "level", str, where).removeprefix("Level ").strip("? "),

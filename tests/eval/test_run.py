@@ -1,0 +1,149 @@
+"""Evaluating a checkpoint for real: embedded engine, verifier pool, figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+import eval.evaluate
+from data_prep.errors import UserError
+from data_prep.jsonl import read_json
+from eval.run import engine_config, main
+from pipeline.engines import create_engine
+
+
+def figures(out, name="sft", suite="gsm8k"):
+    return read_json(out / f"eval-{name}" / suite / "figures.json")
+
+
+def arguments(checkpoint, gsm8k_file, out, *more):
+    return [
+        "--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--n", "4",
+        "--max-tokens", "12", "--shard-size", "5", "--workers", "1", "--bootstrap", "200",
+        "--out", str(out), *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def engines(request):
+    """Count how often an engine is created."""
+    created = []
+    patch = pytest.MonkeyPatch()
+
+    def counting(config, model):
+        created.append(model)
+        return create_engine(config, model)
+
+    patch.setattr(eval.evaluate, "create_engine", counting)
+    yield created
+    patch.undo()
+
+
+def test_from_published_file_to_figures(checkpoint, gsm8k_file, tmp_path, engines, capsys):
+    out = tmp_path / "out"
+    main(arguments(checkpoint, gsm8k_file, out))
+    printed = capsys.readouterr().out
+    result = figures(out)
+    assert result["questions"] == 12
+    assert result["k"] == [1, 2, 4]
+    assert set(result["figures"]) >= {"greedy", "avg@4", "pass@4", "maj@4", "truncated"}
+    for name in ("greedy", "avg@4", "pass@2", "maj@4"):
+        figure = result["figures"][name]
+        assert figure["n"] == 12
+        assert 0.0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1.0
+    assert "sft" in printed and "avg@4" in printed and "gsm8k" in printed
+
+    # Complete: nothing runs again. Another K: figures anew, samples taken over.
+    count = len(engines)
+    main(arguments(checkpoint, gsm8k_file, out))
+    main(arguments(checkpoint, gsm8k_file, out, "--k", "3"))
+    assert len(engines) == count
+    assert "pass@3" in figures(out)["figures"]
+    # Another temperature decides other samples.
+    main(arguments(checkpoint, gsm8k_file, out, "--temperature", "0.5"))
+    assert len(engines) == count + 1
+
+
+def test_a_killed_evaluation_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    main(arguments(checkpoint, gsm8k_file, whole))
+    made = []
+
+    def failing(config, model):
+        engine = create_engine(config, model)
+        draw = engine.generate
+
+        def generate(prompts, sampling):
+            if len(made) == 4:  # in the middle of the sampled shards
+                raise KeyboardInterrupt
+            made.append(len(prompts))
+            return draw(prompts, sampling)
+
+        engine.generate = generate
+        return engine
+
+    with monkeypatch.context() as patch:
+        patch.setattr(eval.evaluate, "create_engine", failing)
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments(checkpoint, gsm8k_file, cut))
+    partial = cut / "eval-sft.partial" / "gsm8k"
+    assert len(list(partial.glob("samples-*.jsonl"))) == 1
+    assert not (cut / "eval-sft").exists()
+    before = (partial / "samples-00000.jsonl").stat().st_mtime_ns
+    main(arguments(checkpoint, gsm8k_file, cut))
+    assert (cut / "eval-sft/gsm8k/samples-00000.jsonl").stat().st_mtime_ns == before
+    assert figures(cut) == figures(whole)
+
+
+def test_a_prompt_too_long_counts_and_is_reported(checkpoint, tmp_path, capsys):
+    rows = [{"question": "What is 1+1?", "answer": 2},
+            {"question": "long " * 400, "answer": "3", "id": "far"}]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main([
+        "--model", str(checkpoint), "--suites", str(file), "--n", "2", "--max-tokens", "4",
+        "--out", str(tmp_path / "out"), "--workers", "1",
+    ])
+    result = figures(tmp_path / "out", suite="mine")["figures"]
+    assert result["not_run"]["value"] == 0.5
+    assert result["avg@2"]["n"] == 2
+    assert "longer than the model's context" in capsys.readouterr().out
+
+
+def test_dry_run_draws_nothing(checkpoint, gsm8k_file, tmp_path, capsys):
+    main(arguments(checkpoint, gsm8k_file, tmp_path / "out", "--dry-run"))
+    assert "gsm8k: 12 questions" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_say_what_to_do(checkpoint, gsm8k_file, tmp_path):
+    def fails(match, *words):
+        with pytest.raises(UserError, match=match):
+            main([*words, "--out", str(tmp_path / "out"), "--dry-run"])
+
+    model = ["--model", str(checkpoint)]
+    fails(r"'gsm9k' did you mean 'gsm8k'", *model, "--suites", "gsm9k")
+    fails(r"between 1 and n = 2", *model, "--suites", f"gsm8k={gsm8k_file}", "--n", "2", "--k", "4")
+    fails(r"no column 'problem'", *model, "--suites", f"math={gsm8k_file}")
+    fails(r"no such file", *model, "--suites", "gsm8k=absent.jsonl")
+    fails(r"--suites: none", *model)
+    fails(r"unknown argument '--sooites'", *model, "--sooites", "gsm8k")
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    (broken / "model.safetensors").unlink()
+    fails(r"incomplete model folder without weights", "--model", str(broken), "--suites",
+          f"gsm8k={gsm8k_file}")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    fails(r"no rows", *model, "--suites", f"gsm8k={empty}")
+
+
+def test_engine_options_are_checked_by_the_engine():
+    assert engine_config(["--engine.slots", "64"]).slots == 64  # type: ignore[attr-defined]
+    assert engine_config([]).kind == "embedded"
+    with pytest.raises(UserError, match="unknown key"):
+        engine_config(["--engine.slotz", "64"])
+    with pytest.raises(UserError, match="unknown kind 'embeded' did you mean 'embedded'"):
+        engine_config(["--engine.kind", "embeded"])
