@@ -51,8 +51,9 @@ class DataConfig(Config):
         sft_validation_rows: Held-out supervised rows, from the validation problems.
         max_length: Longest row in tokens.
         on_too_long: "drop" leaves longer rows out, counted; "fail" ends the build.
+        on_bad_row: "fail" ends at a malformed row; "skip" leaves it out, counted.
         on_bad_gold: "fail" ends at a gold that its own solution does not reach; "skip" leaves
-            such problems out, counted.
+            such problems, and rows without a gold, out, counted.
         workers: Processes that judge golds.
     """
 
@@ -64,6 +65,7 @@ class DataConfig(Config):
     sft_validation_rows: int = Field(256, ge=0)
     max_length: int = Field(4096, ge=8)
     on_too_long: Literal["drop", "fail"] = "drop"
+    on_bad_row: Literal["fail", "skip"] = "fail"
     on_bad_gold: Literal["fail", "skip"] = "fail"
     workers: int = Field(2, ge=1)
 
@@ -111,7 +113,7 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
         print(f"data: complete, kept as it is ({stage.final})", file=sys.stderr)
         return stage.final
     started = time.monotonic()
-    read = read_sources(config.sources, seed)
+    read, rejected = read_sources(config.sources, seed, config.on_bad_row, config.on_bad_gold)
     unique, duplicates = drop_duplicates(read)
     problems, golds = check_golds(unique, config.on_bad_gold, config.workers)
     splits = {split: [p for p in problems if p.split == split] for split in PRIORITY}
@@ -135,6 +137,7 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
         "problems": figures.problem_figures(problems),
         "golds": golds,
         "dropped": {
+            "rows": rejected,
             "duplicates": duplicates,
             "bad_golds": len(unique) - len(problems),
             "too_long": {"train": train.too_long, "validation": held_out.too_long},

@@ -10,7 +10,9 @@ from data_prep.config import PluginConfig
 from data_prep.errors import UserError
 from data_prep.normalise import normalise
 from data_prep.plugins import load_plugin
+from data_prep.reading import Rejected, items
 from data_prep.schema import Problem, Split
+from data_prep.sources._files import FilesConfig
 
 if TYPE_CHECKING:
     from verifiers import Verdict
@@ -19,16 +21,45 @@ if TYPE_CHECKING:
 PRIORITY: tuple[Split, ...] = ("test", "validation", "train")
 
 
-def read_sources(sources: Sequence[PluginConfig], seed: int) -> list[Problem]:
+Policy = Literal["fail", "skip"]
+
+
+def read_sources(
+    sources: Sequence[PluginConfig], seed: int, on_bad_row: Policy, on_bad_gold: Policy
+) -> tuple[list[Problem], dict[str, dict[str, int]]]:
     """Read every source, in the order of the configuration.
 
+    Args:
+        sources: Their configurations.
+        seed: Decides generated problems.
+        on_bad_row: "fail" ends at a malformed row; "skip" leaves it out, counted.
+        on_bad_gold: The same for a row without a gold.
+
+    Returns:
+        The problems, and by source how many rows were left out for which reason.
+
     Raises:
-        UserError: A source has no such file or a broken row, or two problems share an id.
+        UserError: A row is broken and its policy is "fail", a source holds no problems, or two
+            problems share an id.
     """
+    policies = {"bad_row": on_bad_row, "bad_gold": on_bad_gold}
     problems: list[Problem] = []
+    rejected: dict[str, Counter[str]] = {}
     for config in sources:
         module = load_plugin("data_prep.sources", config.kind, where="data.sources.kind")
-        problems.extend(module.read(config, seed))
+        found = items(config) if isinstance(config, FilesConfig) else module.read(config, seed)
+        for item in found:
+            if isinstance(item, Problem):
+                problems.append(item)
+            elif not isinstance(item, Rejected):
+                raise UserError(
+                    f"data.sources, kind {config.kind!r}", f"it gives {type(item).__name__} rows",
+                    "a source of problems", "use it in a mixture; see data_prep.mixture",
+                )
+            elif item.error is not None and policies[item.reason] == "fail":
+                raise item.error
+            else:
+                rejected.setdefault(item.place.source, Counter())[item.reason] += 1
     seen: dict[str, Problem] = {}
     for problem in problems:
         other = seen.setdefault(problem.id, problem)
@@ -38,7 +69,7 @@ def read_sources(sources: Sequence[PluginConfig], seed: int) -> list[Problem]:
                 f"id {problem.id!r} is taken by {other.where or other.source}",
                 "ids that are unique in a run", "name each file and source once in data.sources",
             )
-    return problems
+    return problems, {name: dict(sorted(c.items())) for name, c in rejected.items()}
 
 
 def drop_duplicates(problems: Iterable[Problem]) -> tuple[list[Problem], dict[str, int]]:
@@ -64,7 +95,7 @@ def drop_duplicates(problems: Iterable[Problem]) -> tuple[list[Problem], dict[st
 
 
 def check_golds(
-    problems: Sequence[Problem], on_bad_gold: Literal["fail", "skip"], workers: int
+    problems: Sequence[Problem], on_bad_gold: Policy, workers: int
 ) -> tuple[list[Problem], dict[str, dict[str, int]]]:
     r"""Judge every solution (or the boxed gold, where there is none) against its own gold.
 

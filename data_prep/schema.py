@@ -28,6 +28,7 @@ class Problem:
         level: Difficulty as the source states it, as text; empty where it does not.
         subject: Topic as the source states it; empty where it does not.
         where: File and line that it was read from; empty for generated problems.
+        group: The problem that this one is a rewrite of; empty for the question itself.
     """
 
     id: str
@@ -39,10 +40,83 @@ class Problem:
     level: str = ""
     subject: str = ""
     where: str = ""
+    group: str = ""
 
     def to_row(self) -> dict[str, Any]:
         """Return a JSON-ready row."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation of any number of turns, without a gold answer.
+
+    Attributes:
+        id: Unique within a run, stable from build to build.
+        messages: (role, content) in order; roles are system, user, assistant.
+        source: Name of the source's file.
+        split: Which side of the split it is on.
+        where: File and line that it was read from.
+    """
+
+    id: str
+    messages: tuple[tuple[str, str], ...]
+    source: str
+    split: Split
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one conversation, the first preferred.
+
+    Attributes:
+        id: Unique within a run, stable from build to build.
+        prompt: (role, content) up to where the answers part.
+        chosen: The preferred answer.
+        rejected: The other one.
+        source: Name of the source's file.
+        split: Which side of the split it is on.
+        margin: How far the ratings are apart; None where there are none.
+        where: File and line that it was read from.
+    """
+
+    id: str
+    prompt: tuple[tuple[str, str], ...]
+    chosen: str
+    rejected: str
+    source: str
+    split: Split
+    margin: float | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSteps:
+    """A solution cut into steps, each judged.
+
+    Attributes:
+        id: Unique within a run, stable from build to build.
+        question: What the user turn says.
+        steps: The steps, in order.
+        labels: 1 good, 0 neutral, -1 bad, None not judged; one a step.
+        source: Name of the source's file.
+        split: Which side of the split it is on.
+        answer: Gold answer; empty where the source has none.
+        where: File and line that it was read from.
+    """
+
+    id: str
+    question: str
+    steps: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    source: str
+    split: Split
+    answer: str = ""
+    where: str = ""
+
+
+Item = Problem | Chat | Preference | LabelledSteps
 
 
 def read_problems(path: str | Path) -> Iterator[Problem]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import model_validator
 
-from data_prep.jsonl import Row, read_rows
 from data_prep.schema import Split
 from data_prep.sources import SourceConfig
 
@@ -17,7 +15,7 @@ _CLOSING = re.compile(r"(?:\s|[$.。!]|\\\]|\\\)|\\end\{(?:align|equation|gather
 
 
 class FilesConfig(SourceConfig):
-    """Local JSON lines files by split; at least one.
+    """Local files by split; at least one.
 
     Attributes:
         train: File of the train split; empty for none.
@@ -45,13 +43,6 @@ class FilesConfig(SourceConfig):
     def files(self) -> dict[str, Path]:
         """Return the files by split."""
         return {str(split): path for split, path in self.paths().items()}
-
-
-def rows(config: FilesConfig) -> Iterator[tuple[Split, str, int, Row]]:
-    """Yield (split, "file, line n", number of the row from 0, row), split by split."""
-    for split, path in config.paths().items():
-        for index, (line, row) in enumerate(read_rows(path)):
-            yield split, f"{path}, line {line}", index, row
 
 
 def boxed(answer: str) -> str:

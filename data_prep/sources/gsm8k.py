@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import cast
 
-from data_prep.errors import UserError
-from data_prep.jsonl import column
+from data_prep.jsonl import Row, column
+from data_prep.reading import BadGold, Place, items, strictly
 from data_prep.schema import Problem
-from data_prep.sources._files import FilesConfig, boxed, rows
+from data_prep.sources._files import FilesConfig, boxed
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _GOLD = re.compile(r"^####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
@@ -25,33 +26,37 @@ class Config(FilesConfig):
 
 
 def read(config: Config, seed: int) -> Iterator[Problem]:
-    """Yield the problems in the order of the files; `seed` has no say.
+    """Return the problems in the order of the files; `seed` has no say.
 
     Raises:
         UserError: A row lacks a column or its "#### <number>".
     """
-    for split, where, index, row in rows(config):
-        question = column(row, "question", str, where).strip()
-        answer = column(row, "answer", str, where)
-        gold, solution = split_answer(answer, where)
-        yield Problem(
-            id=f"gsm8k-{split}-{index:05d}", question=question, answer=gold, source="gsm8k",
-            split=split, solutions={"reference": f"{solution}\n{boxed(gold)}".lstrip()},
-            where=where,
-        )
+    return cast(Iterator[Problem], strictly(items(config)))
+
+
+def convert(row: Row, place: Place) -> Problem:
+    """Return the problem of one row."""
+    where = str(place)
+    question = column(row, "question", str, where).strip()
+    gold, solution = split_answer(column(row, "answer", str, where), where)
+    return Problem(
+        id=place.id, question=question, answer=gold, source=place.source, split=place.split,
+        solutions={"reference": f"{solution}\n{boxed(gold)}".lstrip()}, where=where,
+    )
 
 
 def split_answer(answer: str, where: str) -> tuple[str, str]:
     """Return (gold, solution) of GSM8K's `answer` column.
 
     Raises:
-        UserError: Nothing stands after "####", or there is no "####".
+        BadGold: Nothing stands after "####", or there is no "####".
     """
     marks = list(_GOLD.finditer(answer))
     if not marks or not marks[-1].group(1):
-        raise UserError(
+        raise BadGold(
             where, f"no gold in column 'answer', which ends {answer[-40:]!r}",
-            "a last line '#### <number>'", "mend or remove the row",
+            "a last line '#### <number>'",
+            'mend or remove the row, or set data.on_bad_gold = "skip"',
         )
     gold = marks[-1].group(1).replace(",", "").removeprefix("$")
     return gold, _ANNOTATION.sub("", answer[: marks[-1].start()]).rstrip()

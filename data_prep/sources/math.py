@@ -7,11 +7,12 @@ on after its box ends in the box once more.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
-from data_prep.errors import UserError
-from data_prep.jsonl import column
+from data_prep.jsonl import Row, column
+from data_prep.reading import BadGold, Place, items, strictly
 from data_prep.schema import Problem
-from data_prep.sources._files import FilesConfig, end_in_box, last_box, rows
+from data_prep.sources._files import FilesConfig, end_in_box, last_box
 
 
 class Config(FilesConfig):
@@ -21,25 +22,31 @@ class Config(FilesConfig):
 
 
 def read(config: Config, seed: int) -> Iterator[Problem]:
-    """Yield the problems in the order of the files; `seed` has no say.
+    """Return the problems in the order of the files; `seed` has no say.
 
     Raises:
         UserError: A row lacks a column or its box.
     """
-    for split, where, index, row in rows(config):
-        question = column(row, "problem", str, where).strip()
-        solution = column(row, "solution", str, where)
-        box = last_box(solution)
-        if box is None or not box[0].strip():
-            raise UserError(
-                where, f"no gold: column 'solution' has no full box, it ends {solution[-40:]!r}",
-                r"a solution with the answer in \boxed{…}", "mend or remove the row",
-            )
-        gold = box[0].strip()
-        yield Problem(
-            id=f"math-{split}-{index:05d}", question=question, answer=gold, source="math",
-            split=split, solutions={"reference": end_in_box(solution, gold)},
-            # MATH writes "Level 5", and "Level ?" where the level is not known.
-            level=column(row, "level", str, where).removeprefix("Level ").strip("? "),
-            subject=column(row, "type", str, where), where=where,
+    return cast(Iterator[Problem], strictly(items(config)))
+
+
+def convert(row: Row, place: Place) -> Problem:
+    """Return the problem of one row."""
+    where = str(place)
+    question = column(row, "problem", str, where).strip()
+    solution = column(row, "solution", str, where)
+    box = last_box(solution)
+    if box is None or not box[0].strip():
+        raise BadGold(
+            where, f"no gold: column 'solution' has no full box, it ends {solution[-40:]!r}",
+            r"a solution with the answer in \boxed{…}",
+            'mend or remove the row, or set data.on_bad_gold = "skip"',
         )
+    gold = box[0].strip()
+    return Problem(
+        id=place.id, question=question, answer=gold, source=place.source, split=place.split,
+        solutions={"reference": end_in_box(solution, gold)},
+        # MATH writes "Level 5", and "Level ?" where the level is not known.
+        level=column(row, "level", str, where).removeprefix("Level ").strip("? "),
+        subject=column(row, "type", str, where), where=where,
+    )
