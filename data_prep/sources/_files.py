@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from data_prep.schema import Split
 from data_prep.sources import SourceConfig
+from verifiers.boxes import last_boxes
 
 # What may follow a box that already ends its text: closing of a formula, a full stop.
 _CLOSING = re.compile(r"(?:\s|[$.。!]|\\\]|\\\)|\\end\{(?:align|equation|gather|cases)\*?\}|\})*")
@@ -72,6 +73,23 @@ def last_box(text: str) -> tuple[str, int] | None:
     return None
 
 
+def final_answer(solution: str) -> str | None:
+    r"""Return the answer in the last box of a solution; None where there is none.
+
+    Boxes side by side are one answer (`\boxed{1}$ and $\boxed{2}` is "1, 2"), unless they are
+    two spellings of one value (`\boxed{x+1}$ or $\boxed{1+x}`): then it is the last of them.
+    """
+    # Here and not above: comparing loads sympy.
+    from verifiers import verify
+
+    contents = [box.content.strip() for box in last_boxes(solution) if box.content is not None]
+    if not contents or not all(contents):
+        return None
+    if all(verify(contents[-1], f"\\boxed{{{other}}}").is_correct for other in contents[:-1]):
+        return contents[-1]
+    return ", ".join(contents)
+
+
 def end_in_box(solution: str, answer: str) -> str:
     r"""Return a solution that ends in `\boxed{answer}`.
 
@@ -79,7 +97,9 @@ def end_in_box(solution: str, answer: str) -> str:
     of the formula may follow); any other has the box added as a last line.
     """
     solution = solution.rstrip()
-    box = last_box(solution)
-    if box is not None and box[0].strip() == answer and _CLOSING.fullmatch(solution, box[1]):
-        return solution
+    boxes = last_boxes(solution)
+    if boxes and _CLOSING.fullmatch(solution, boxes[-1].closes):
+        contents = [(box.content or "").strip() for box in boxes]
+        if ", ".join(contents) == answer:
+            return solution
     return f"{solution}\nThe answer is {boxed(answer)}" if solution else boxed(answer)

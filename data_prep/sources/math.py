@@ -1,7 +1,8 @@
 r"""MATH's published files: `problem`, `solution` with a `\boxed{…}` gold, `level`, `type`.
 
-Hub id: EleutherAI/hendrycks_math. The gold is the content of the last box; a solution that goes
-on after its box ends in the box once more.
+Hub id: EleutherAI/hendrycks_math. The gold is the content of the last box (of
+several that stand side by side, all of them); a solution that goes on after its box ends in the
+box once more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import cast
 from data_prep.jsonl import Row, column
 from data_prep.reading import BadGold, Place, items, strictly
 from data_prep.schema import Problem
-from data_prep.sources._files import FilesConfig, end_in_box, last_box
+from data_prep.sources._files import FilesConfig, end_in_box, final_answer
 
 
 class Config(FilesConfig):
@@ -35,14 +36,13 @@ def convert(row: Row, place: Place) -> Problem:
     where = str(place)
     question = column(row, "problem", str, where).strip()
     solution = column(row, "solution", str, where)
-    box = last_box(solution)
-    if box is None or not box[0].strip():
+    gold = final_answer(solution)
+    if gold is None:
         raise BadGold(
             where, f"no gold: column 'solution' has no full box, it ends {solution[-40:]!r}",
             r"a solution with the answer in \boxed{…}",
             'mend or remove the row, or set data.on_bad_gold = "skip"',
         )
-    gold = box[0].strip()
     return Problem(
         id=place.id, question=question, answer=gold, source=place.source, split=place.split,
         solutions={"reference": end_in_box(solution, gold)},
