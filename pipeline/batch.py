@@ -35,6 +35,7 @@ class Sequence:
         sign: +1 or -1 for the two sides of a preference pair, 0 otherwise.
         finish_reason: As in the sample log; empty for data that was not sampled.
         level: Difficulty of the problem, for the records.
+        text: The completion as text; empty for data that was not sampled.
     """
 
     prompt: list[int]
@@ -48,6 +49,15 @@ class Sequence:
     sign: int = 0
     finish_reason: str = ""
     level: str = ""
+    text: str = ""
+
+    def signed(self, sign: int) -> Sequence:
+        """Return a copy that stands on one side of a preference pair."""
+        return replace(self, sign=sign)
+
+    def in_group(self, group: int) -> Sequence:
+        """Return a copy that belongs to another group."""
+        return replace(self, group=group)
 
 
 @dataclass(slots=True)

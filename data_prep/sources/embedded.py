@@ -6,10 +6,10 @@ Nothing is downloaded: a seed decides every problem. Six families share a small 
 | family     | example                                             | worked solution         |
 |------------|-----------------------------------------------------|-------------------------|
 | story      | Mia has 12 pens. She gets 5 more. She loses 3. …    | 12+5=17 17-3=14         |
-| expression | Compute 12 + 5 - 3.                                 | 12+5=17 17-3=14         |
-| equation   | Solve 3x + 4 = 19.                                  | 19-4=15 15/3=5          |
+| expression | Compute 12+5-3.                                     | 12+5=17 17-3=14         |
+| equation   | Solve 3x+4=19. If 3x+4=19, what is x?               | 19-4=15 15/3=5          |
 | fraction   | What is 2/3 of 12 pens? Add 1/7 and 3/7.            | 12/3=4 4*2=8            |
-| decimal    | Compute 1.2 + 0.7 - 0.4.                            | 1.2+0.7=1.9 1.9-0.4=1.5 |
+| decimal    | Compute 1.2+0.7-0.4.                                | 1.2+0.7=1.9 1.9-0.4=1.5 |
 | percent    | A lamp costs 40 coins. Its price drops by 25%. …    | 40/4=10 40-10=30        |
 
 A level is the number of steps that the work takes. The two solution styles differ in how
@@ -140,13 +140,15 @@ def _bucket(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") % 100
 
 
-def _chain(rng: random.Random, length: int) -> tuple[int, list[tuple[str, int]], list[int]]:
-    """Draw a start, operations and the running values; all stay between 0 and 42."""
+def _chain(
+    rng: random.Random, length: int, signs: str = "+-*"
+) -> tuple[int, list[tuple[str, int]], list[int]]:
+    """Draw a start, operations and the running values; all stay between 0 and 47."""
     value = rng.randint(2, 20)
     start, operations, values = value, [], []
     for _ in range(length):
         choices = ["+", "-", "-" if value > 20 else "+"]
-        choices += ["*"] * 2 if value <= 20 else []
+        choices += ["*"] * 2 if value <= 20 and "*" in signs else []
         sign = rng.choice(choices) if value > 1 else "+"
         if sign == "+":
             operand = rng.randint(2, 9)
@@ -194,9 +196,9 @@ def expression(rng: random.Random, level: int) -> Draft:
     for index, (sign, operand) in enumerate(operations):
         if sign == "*":
             text = f"({text})" if any(s != "*" for s, _ in operations[:index]) else text
-            text = f"{operand}{text}" if text.startswith("(") else f"{operand} * {text}"
+            text = f"{text}*{operand}"
         else:
-            text = f"{text} {sign} {operand}"
+            text = f"{text}{sign}{operand}"
     steps = _chain_steps(start, operations, values)
     return Draft(f"Compute {text}.", tuple(steps), str(values[-1]), "/".join(steps))
 
@@ -216,14 +218,14 @@ def equation(rng: random.Random, level: int) -> Draft:
         left, product = f"{a}{name}", a * x
     else:
         x += 0 if plus else b
-        left, product = f"{a}({name} + {d})", a * (x + d)
+        left, product = f"{a}({name}+{d})", a * (x + d)
     c = product + b if plus else product - b
     steps = [f"{c}{undo}{b}={product}"]
     if level > 1:
         steps.append(f"{product}/{a}={product // a}")
     if level == 3:
         steps.append(f"{x + d}-{d}={x}")
-    ask = rng.choice((f"Solve {left} {sign} {b} = {c}.", f"If {left} {sign} {b} = {c}, what is {name}?"))
+    ask = rng.choice((f"Solve {left}{sign}{b}={c}.", f"If {left}{sign}{b}={c}, what is {name}?"))
     return Draft(ask, tuple(steps), str(x), "/".join(steps))
 
 
@@ -262,15 +264,14 @@ def decimal(rng: random.Random, level: int) -> Draft:
     def tenths(value: int) -> str:
         return f"{value // 10}.{value % 10}"
 
-    value = rng.randint(2, 60)
-    text, steps = f"Compute {tenths(value)}", []
-    for _ in range(level):
-        operand = rng.randint(1, 30)
-        sign = "-" if value > operand and rng.random() < 0.5 else "+"
-        result = value + operand if sign == "+" else value - operand
-        steps.append(f"{tenths(value)}{sign}{tenths(operand)}={tenths(result)}")
-        text, value = f"{text} {sign} {tenths(operand)}", result
-    return Draft(f"{text}.", tuple(steps), tenths(value), "/".join(steps))
+    start, operations, values = _chain(rng, level, signs="+-")
+    text = tenths(start) + "".join(f"{sign}{tenths(operand)}" for sign, operand in operations)
+    before = [start, *values]
+    steps = [
+        f"{tenths(before[i])}{sign}{tenths(operand)}={tenths(values[i])}"
+        for i, (sign, operand) in enumerate(operations)
+    ]
+    return Draft(f"Compute {text}.", tuple(steps), tenths(values[-1]), "/".join(steps))
 
 
 def percent(rng: random.Random, level: int) -> Draft:

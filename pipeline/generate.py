@@ -1,0 +1,152 @@
+"""Sample a group of completions for every problem, to an append-only log.
+
+    python -m pipeline.generate --config pipeline/configs/cpu.toml [--group-size 8 …]
+
+Shards are written whole, so a killed run repeats at most one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.config import override
+from data_prep.errors import UserError, command
+from data_prep.formatting import load_formatter
+from data_prep.jsonl import read_json, write_rows
+from data_prep.run_folder import Stage
+from data_prep.schema import Problem, read_problems
+from pipeline.config import GenerateConfig, RunConfig, load_run
+from pipeline.engines import Engine, Prompt, Sampling, create_engine
+from pipeline.samples import Sample, read_samples, samples_of
+
+
+def checkpoint_of(run: RunConfig, name: str) -> Path:
+    """Return the model folder that a stage's name, or a path, stands for."""
+    if any(stage.name == name for stage in run.train):
+        return Path(run.out) / name / "checkpoint"
+    return Path(name)
+
+
+def profile_of(model: str | Path, default: str) -> str:
+    """Return the prompt profile that a checkpoint was trained with, or the default."""
+    note = Path(model) / "boxed.json"
+    return str(read_json(note)["profile"]) if note.is_file() else default
+
+
+def render_prompts(problems: list[Problem], tokenizer: Any, profile: str) -> list[Prompt]:
+    """Render every problem's question up to where the assistant begins."""
+    formatter = load_formatter(tokenizer, profile)
+    return [Prompt(p.id, tuple(formatter.prompt_ids(p.question))) for p in problems]
+
+
+def generate_shards(
+    engine: Engine,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    folder: Path,
+    shard_size: int,
+    label: str,
+) -> Iterator[Sample]:
+    """Write `<label>-00000.jsonl` …, skipping shards that are there; then yield all samples.
+
+    Args:
+        engine: Generates.
+        prompts: In the order of the log.
+        sampling: How; `sampling.n` samples a prompt.
+        folder: Where the shards go.
+        shard_size: Prompts a shard.
+        label: First part of the shards' names, and of the progress bar's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(prompts), shard_size)
+    paths = [folder / f"{label}-{index:05d}.jsonl" for index in range(len(starts))]
+    with tqdm(total=len(prompts) * sampling.n, desc=label, unit="sample", leave=True) as bar:
+        for start, path in zip(starts, paths, strict=True):
+            part = prompts[start : start + shard_size]
+            if not path.is_file():
+                groups = engine.generate(part, sampling)
+                write_rows(
+                    path,
+                    (s.to_row() for s in samples_of(groups, sampling.n, engine.policy_version)),
+                )
+            bar.update(len(part) * sampling.n)
+    for path in paths:
+        yield from read_samples(path)
+
+
+def generate(run: RunConfig, config: GenerateConfig) -> Path:
+    """Run the stage; return its folder."""
+    from pipeline.model import load_tokenizer
+
+    out = Path(run.out)
+    model = checkpoint_of(run, config.model)
+    problems_file = out / "data" / f"{config.problems}.jsonl"
+    if not problems_file.is_file():
+        raise UserError(str(problems_file), "no such file", "the data stage's problems",
+                        "run `python -m data_prep.build` with this configuration first")
+    inputs: dict[str, str | Path] = {"problems": problems_file}
+    if model.parent.is_dir() and (model.parent / "manifest.json").is_file():
+        inputs["model"] = model.parent
+    settings = {
+        "generate": config.model_dump(mode="json"),
+        "engine": run.engine.model_dump(mode="json"),
+        "sampling": run.sampling.model_dump(mode="json"),
+        "model": str(config.model),
+        "seed": run.seed,
+    }
+    stage = Stage(out, "generate", settings, inputs)
+    if stage.is_complete:
+        return stage.final
+    problems = list(read_problems(problems_file))
+    problems = problems[: config.limit] if config.limit else problems
+    tokenizer = load_tokenizer(model)
+    prompts = render_prompts(problems, tokenizer, profile_of(model, run.data.profile))
+    work = stage.begin()
+    sampling = Sampling(
+        n=config.group_size, seed=run.seed, **run.sampling.model_dump()
+    )
+    engine = create_engine(run.engine, model)
+    try:
+        samples = list(
+            generate_shards(engine, prompts, sampling, work, config.shard_size, "samples")
+        )
+    finally:
+        engine.close()
+    write_rows(
+        work / "prompts.jsonl",
+        (
+            {"problem_id": p.id, "token_ids": list(prompt.token_ids), "gold": p.answer,
+             "level": p.level}
+            for p, prompt in zip(problems, prompts, strict=True)
+        ),
+    )
+    tokens = sum(len(s.token_ids) for s in samples)
+    return stage.complete(problems=len(problems), samples=len(samples), tokens=tokens)
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser("python -m pipeline.generate", description=__doc__)
+    parser.add_argument("--config", required=True, help="a run's TOML")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
+    known, rest = parser.parse_known_args(arguments)
+    run = load_run(known.config)
+    config = override(
+        run.generate or GenerateConfig(), rest,
+        program="python -m pipeline.generate", description=str(__doc__),
+    )
+    if known.dry_run:
+        print(config.model_dump_json(indent=2))
+        return
+    folder = generate(run, config)
+    print(f"samples: {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,41 @@
+"""AdamW, its schedule, and exact saving of both."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pipeline.config import OptimizerConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters; weight decay on matrices only."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, foreach=True
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+    Linear warm-up over `warmup_steps`, then constant, linear or cosine down to `final_share` of
+    the peak at the last step.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    span = max(1, total - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / span)
+    if config.schedule == "constant":
+        share = 1.0
+    elif config.schedule == "linear":
+        share = 1.0 - progress
+    else:
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.final_share + (1.0 - config.final_share) * share)

@@ -1,0 +1,113 @@
+"""What a step leaves behind: a row of figures, and a line on the screen."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.jsonl import dump_row, read_rows, write_rows
+from pipeline.batch import Sequence
+
+
+class Records:
+    """Appends figures to `steps.jsonl` (repeatable) and rates to `timing.jsonl` (not).
+
+    Args:
+        folder: The stage's working folder.
+        start: First step of this process; later rows of an interrupted one are dropped.
+        total: Steps in all.
+        label: Name on the progress bar.
+    """
+
+    def __init__(self, folder: Path, start: int, total: int, label: str) -> None:
+        """Cut the files back to `start` and open the bar."""
+        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "timing")}
+        for path in self.paths.values():
+            kept = []
+            if path.is_file() and path.stat().st_size:
+                # A line cut off by a kill is beyond the last saved state, so it may go.
+                lines = path.read_bytes().split(b"\n")
+                path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+                if len(lines) > 1:
+                    kept = [row for _, row in read_rows(path) if row["step"] < start]
+            write_rows(path, kept)
+        self.bar = tqdm(total=total, initial=start, desc=label, unit="step", leave=True)
+
+    def write(self, step: int, figures: dict[str, float], timing: dict[str, float]) -> None:
+        """Append a step's figures; what is not finite is written as null."""
+        rows = {"steps": figures, "timing": timing}
+        for name, row in rows.items():
+            finite = {
+                key: (float(f"{value:.7g}") if math.isfinite(value) else None)
+                for key, value in row.items()
+            }
+            with self.paths[name].open("a", encoding="utf-8") as file:
+                file.write(dump_row({"step": step, **finite}))
+        shown = ("reward_mean", "objective", "accuracy", "entropy", "validation_loss")
+        self.bar.set_postfix({key: f"{figures[key]:.3f}" for key in shown if key in figures})
+        self.bar.update(1)
+
+    def close(self) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
+    """Return what a step's rollouts looked like.
+
+    Args:
+        sequences: All samples of the step.
+        signal: How many of them carry signal.
+
+    Returns:
+        reward_mean, reward_std, accuracy, its split by level, share of groups without signal,
+        lengths of correct and incorrect completions, truncation share, unscored share, distinct
+        completions a group.
+    """
+    scored = [s for s in sequences if s.reward is not None]
+    if not scored:
+        return {"unscored_share": 1.0, "signal_share": 0.0}
+    rewards = [s.reward for s in scored if s.reward is not None]
+    mean = sum(rewards) / len(rewards)
+    figures: dict[str, float] = {
+        "reward_mean": mean,
+        "reward_std": math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)),
+        "accuracy": sum(bool(s.correct) for s in scored) / len(scored),
+        "signal_share": signal / len(sequences),
+        "unscored_share": 1.0 - len(scored) / len(sequences),
+        "truncated_share": sum(s.finish_reason == "length" for s in sequences) / len(sequences),
+        "completion_length": sum(len(s.completion) for s in sequences) / len(sequences),
+    }
+    by_group: dict[int, list[Sequence]] = defaultdict(list)
+    by_level: dict[str, list[Sequence]] = defaultdict(list)
+    for sequence in scored:
+        by_group[sequence.group].append(sequence)
+        by_level[sequence.level].append(sequence)
+    equal = sum(len({s.reward for s in group}) == 1 for group in by_group.values())
+    figures["zero_signal_share"] = equal / len(by_group)
+    figures["distinct_completions"] = sum(
+        len({s.text for s in group}) for group in by_group.values()
+    ) / len(by_group)
+    for name, wanted in (("correct", True), ("incorrect", False)):
+        lengths = [len(s.completion) for s in scored if s.correct is wanted]
+        if lengths:
+            figures[f"length_{name}"] = sum(lengths) / len(lengths)
+    for level, members in sorted(by_level.items()):
+        if level:
+            figures[f"accuracy_level_{level}"] = sum(bool(s.correct) for s in members) / len(members)
+    return figures
+
+
+def weighted_mean(parts: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
+    """Return the mean of figures over parts, weighted by their token counts."""
+    totals: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for count, figures in parts:
+        for key, value in figures.items():
+            totals[key] += count * float(value)
+            counts[key] += count
+    return {key: totals[key] / counts[key] for key in totals}

@@ -1,0 +1,145 @@
+"""Run every stage of a configuration in order, skipping what is done.
+
+    python -m pipeline.run --config pipeline/configs/cpu.toml
+    python -m pipeline.run --config pipeline/configs/cpu.toml --seed 2 --out runs/cpu-seed2
+
+Each stage is the command that a user would type, in a process of its own: what it prints here is
+what it prints alone, its memory is given back when it ends, and a kill takes nothing else along.
+Killed and started again, the run goes on: complete stages are skipped, an interrupted one
+continues from its last shard or training state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import dump_toml
+from data_prep.errors import UserError, command
+from pipeline.config import RunConfig, load_run
+from pipeline.methods import create_method
+
+
+def stages_of(run: RunConfig) -> list[tuple[str, list[str]]]:
+    """Return (name, module and arguments) of every stage, in the order that inputs demand.
+
+    A training stage waits for its `init` and, where its method trains on samples, for generate
+    and verify; generate waits for the checkpoint that samples.
+
+    Raises:
+        UserError: A stage waits for something that no stage makes.
+    """
+    trained = {stage.name for stage in run.train}
+    waiting: dict[str, tuple[set[str], list[str]]] = {"data": (set(), ["data_prep.build"])}
+    for stage in run.train:
+        needs = {"data"}
+        if stage.init in trained:
+            needs.add(stage.init)
+        if create_method(stage.method).source == "samples":
+            needs.add("verify")
+        waiting[stage.name] = (needs, ["pipeline.train", "--stage", stage.name])
+    if run.generate is not None:
+        made = {run.generate.model} & trained
+        waiting["generate"] = ({"data", *made}, ["pipeline.generate"])
+        waiting["verify"] = ({"generate"}, ["pipeline.verify"])
+    if run.evaluate is not None:
+        waiting["evaluate"] = (set(waiting), ["eval.run"])
+        waiting["report"] = ({"evaluate"}, ["eval.report"])
+    order: list[tuple[str, list[str]]] = []
+    done: set[str] = set()
+    while waiting:
+        ready = next((name for name, (needs, _) in waiting.items() if needs <= done), None)
+        if ready is None:
+            name, (needs, _) = next(iter(waiting.items()))
+            raise UserError(
+                f"stage {name!r}", f"waits for {', '.join(sorted(needs - done))}, which nothing "
+                "makes in time", "a table for every input",
+                "add a [generate] table, or mend `init` and `generate.model`",
+            )
+        order.append((ready, waiting.pop(ready)[1]))
+        done.add(ready)
+    return order
+
+
+def resolve(path: str | Path, changes: dict[str, Any]) -> RunConfig:
+    """Load a configuration and apply `--seed`, `--out` and `--name` where they were given."""
+    run = load_run(path)
+    given = {key: value for key, value in changes.items() if value is not None}
+    return run.model_copy(update=given)
+
+
+def run_all(run: RunConfig) -> None:
+    """Run the stages as processes of their own.
+
+    Raises:
+        SystemExit: With a stage's status, when it fails.
+    """
+    out = Path(run.out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = out / "config.toml"
+    temporary = config.with_suffix(".toml.tmp")
+    temporary.write_text(dump_toml(run), encoding="utf-8")
+    temporary.replace(config)
+    order = stages_of(run)
+    began = time.monotonic()
+    for number, (name, words) in enumerate(order, start=1):
+        where = ["--run", str(out)] if name == "report" else ["--config", str(config)]
+        arguments = [words[0], *where, *words[1:]]
+        print(
+            f"[{number}/{len(order)}] {name}: python -m {' '.join(arguments)}",
+            file=sys.stderr, flush=True,
+        )
+        status = _call([sys.executable, "-m", *arguments])
+        if status:
+            print(
+                f"stage {name!r} ended with status {status} after "
+                f"{time.monotonic() - began:.0f} s; the same command goes on from there",
+                file=sys.stderr,
+            )
+            raise SystemExit(status)
+    print(f"{len(order)} stages in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    if run.evaluate is not None:
+        print(out / "report" / "report.html")
+
+
+def _call(words: list[str]) -> int:
+    """Run a stage; hand an interrupt on to it and wait until it has ended."""
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONUNBUFFERED": "1"})  # noqa: S603
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # The terminal has sent Ctrl-C to the stage too; SIGTERM callers have not.
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        "python -m pipeline.run", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a run's TOML")
+    parser.add_argument("--seed", type=int, help="replaces the configuration's seed")
+    parser.add_argument("--out", help="replaces the configuration's run folder")
+    parser.add_argument("--name", help="replaces the configuration's name")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved TOML and stop")
+    known = parser.parse_args(arguments)
+    run = resolve(known.config, {"seed": known.seed, "out": known.out, "name": known.name})
+    stages_of(run)
+    if known.dry_run:
+        print(dump_toml(run))
+        return
+    run_all(run)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,341 @@
+"""One training loop for every method: batch → coefficient → loss → step → checkpoint.
+
+    python -m pipeline.train --config pipeline/configs/cpu.toml --stage grpo
+    python -m pipeline.train --config pipeline/configs/cpu.toml --stage grpo --method.clip-high 0.28
+
+The loop knows a method only by its gradient coefficient (methods.__init__): with normaliser
+weights 1/Z and the method's GC, both without gradient,
+
+    loss = − Σ_i Σ_t  sg(GC_{i,t} / Z_i) · log π_θ(o_{i,t} | q_i, o_{i,<t})
+
+What is shown as "objective" is the method's own J, computed beside it. Deviation from 000_…:
+groups without signal leave the step and its denominators; the paper leaves them in with
+coefficient 0, which scales the step by the share of groups that carry signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.config import override
+from data_prep.errors import UserError, command
+from data_prep.formatting import load_formatter
+from data_prep.jsonl import write_rows
+from data_prep.run_folder import Stage
+from data_prep.schema import read_problems
+from pipeline.batch import Sequence, Tokens, flatten, micro_batches
+from pipeline.config import RunConfig, TrainConfig, load_run
+from pipeline.engines import Sampling, create_engine
+from pipeline.fixed import Rows, read_log
+from pipeline.generate import checkpoint_of, profile_of, render_prompts
+from pipeline.methods import Method, create_method
+from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
+from pipeline.optimizer import build_optimizer, learning_rate
+from pipeline.policy import token_logprobs
+from pipeline.records import Records, rollout_figures, weighted_mean
+from pipeline.rollout import Rollouts
+from pipeline.state import load_state, save_state
+from pipeline.verify import open_pool
+
+# A step's sequences with signal, and figures about how they came about.
+Draw = Callable[[int], tuple[list[Sequence], dict[str, float]]]
+
+
+class Trainer:
+    """Model, optimizer and method of one stage.
+
+    Args:
+        run: The whole run's configuration.
+        config: This stage's.
+        method: What weighs the tokens.
+        model: The policy.
+        reference: The frozen π_ref, where the method needs one.
+    """
+
+    def __init__(
+        self, run: RunConfig, config: TrainConfig, method: Method, model: Any, reference: Any
+    ) -> None:
+        """Build the optimizer."""
+        self.run, self.config, self.method = run, config, method
+        self.model, self.reference = model, reference
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, config.optimizer)
+        # The trainer divides logits by the temperature that the sampler used.
+        on_samples = method.source != "rows"
+        self.temperature = run.sampling.temperature if on_samples else 1.0
+
+    def update(self, sequences: list[Sequence], step: int, total: int) -> dict[str, float]:
+        """Take the method's optimizer steps on one batch; return the figures."""
+        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        tokens = flatten(sequences, dtype)
+        tokens.weight = self.method.weights(tokens, self.run.sampling.max_tokens)
+        rate = learning_rate(self.config.optimizer, step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        figures: dict[str, float] = {}
+        for inner in range(self.method.config.updates):
+            found = self._accumulate(sequences, tokens)
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), self.config.optimizer.clip_norm or math.inf
+            )
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"the gradient of step {step} is {float(norm)}")
+            self.optimizer.step()
+            if inner == 0:
+                figures = {**found, "grad_norm": float(norm), "learning_rate": rate}
+        return figures
+
+    def _accumulate(self, sequences: list[Sequence], tokens: Tokens) -> dict[str, float]:
+        """Add the whole step's gradient, one micro-batch at a time; return its figures.
+
+        The first pass over a batch fills `tokens.old_logp`: π_old is the policy before the
+        first update on it.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        first = tokens.old_logp is None
+        old = torch.zeros_like(tokens.weight) if first else None
+        parts: list[tuple[int, dict[str, float]]] = []
+        objective = 0.0
+        for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
+            layout, view = micro.layout.to(self.device), micro.tokens.to(self.device)
+            logp, entropy = token_logprobs(self.model, layout, self.temperature)
+            now = logp.detach()
+            if old is not None:
+                old[micro.token_index] = now.cpu()
+                view.old_logp = now
+            if self.reference is not None:
+                with torch.no_grad():
+                    view.ref_logp = token_logprobs(self.reference, layout, self.temperature)[0]
+            coefficient = self.method.gradient_coefficient(view, now) * view.weight
+            loss = -(coefficient * logp).sum()
+            loss.backward()
+            objective += float(self.method.objective(view, now))
+            found = {"entropy": float(entropy.mean()), **self.method.figures(view, now)}
+            gap = (now - view.sampler_logp).abs()
+            if first and not torch.isnan(gap).any() and self.method.source == "policy":
+                found["sampler_gap_mean"] = float(gap.mean())
+            parts.append((len(now), found))
+        if old is not None:
+            tokens.old_logp = old
+        return {"objective": objective, **weighted_mean(parts)}
+
+    @torch.no_grad()
+    def held_out_loss(self, rows: Rows) -> float:
+        """Return the mean negative log-likelihood a token on held-out rows."""
+        sequences = rows.take(0, len(rows))
+        tokens = flatten(sequences)
+        total = 0.0
+        for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
+            total -= float(token_logprobs(self.model, micro.layout.to(self.device))[0].sum())
+        return total / len(tokens.weight)
+
+
+def train(run: RunConfig, config: TrainConfig) -> Path:
+    """Run one training stage; return its folder, which holds `checkpoint/` and `steps.jsonl`."""
+    method = create_method(config.method)
+    out = Path(run.out)
+    stage = Stage(out, config.name, _settings(run, config, method), _inputs(run, config, method))
+    if stage.is_complete:
+        return stage.final
+    work = stage.begin()
+    init = None if config.init == "model" and not run.model.path else _init(run, config)
+    tokenizer = load_tokenizer(out / "data" / "tokenizer" if init is None else init)
+    profile = run.data.profile if init is None else profile_of(init, run.data.profile)
+    ends = load_formatter(tokenizer, profile).end_token_ids
+    device = pick_device(run.engine.device)  # type: ignore[attr-defined]
+    model: Any = (
+        build_model(run.model, tokenizer, run.seed)
+        if init is None
+        else load_model(init, run.model.dtype)
+    ).to(device)  # type: ignore[arg-type]
+    reference: Any = None
+    if method.reference:
+        reference = load_model(str(init), run.model.dtype).to(device).requires_grad_(False)  # type: ignore[arg-type]
+    trainer = Trainer(run, config, method, model.train(), reference)
+    start = load_state(work / "state", model, trainer.optimizer)
+
+    with ExitStack() as cleanup:
+        draw, total, engine = _data(run, config, method, init, tokenizer, profile, work, cleanup)
+        held_out = None
+        if config.validate_every and method.source == "rows":
+            held_out = Rows(out / "data" / "sft_validation.parquet")
+        if engine is not None:
+            engine.load_weights(model.state_dict().items(), start)
+        records = Records(work, start, total, config.name)
+        cleanup.callback(records.close)
+        for step in range(start, total):
+            began = time.perf_counter()
+            sequences, figures = draw(step)
+            drawn = time.perf_counter()
+            if sequences:
+                try:
+                    figures |= trainer.update(sequences, step, total)
+                except FloatingPointError as error:
+                    raise _non_finite(error, sequences, stage.run / f"{config.name}.failed") from None
+            if engine is not None:
+                engine.load_weights(model.state_dict().items(), step + 1)
+            done = time.perf_counter()
+            if held_out is not None and (step + 1) % config.validate_every == 0:
+                figures["validation_loss"] = trainer.held_out_loss(held_out)
+            count = sum(len(s.completion) for s in sequences)
+            timing = {"draw_s": drawn - began, "update_s": done - drawn,
+                      "tokens_per_s": count / (done - began)}
+            records.write(step, figures, timing)
+            if (step + 1) % config.save_every == 0 and step + 1 < total:
+                save_state(work / "state", step + 1, model, trainer.optimizer)
+
+    save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile)
+    _drop_states(work / "state")
+    return stage.complete(steps=total, parameters=sum(p.numel() for p in model.parameters()))
+
+
+def _data(
+    run: RunConfig, config: TrainConfig, method: Method, init: str | Path | None,
+    tokenizer: Any, profile: str, work: Path, cleanup: ExitStack,
+) -> tuple[Draw, int, Any]:
+    """Return how a step's batch is drawn, the number of steps, and the engine if there is one."""
+    out = Path(run.out)
+    if method.source == "rows":
+        rows = Rows(out / "data" / "sft_train.parquet")
+        total = config.steps or math.ceil(len(rows) / config.batch)
+
+        def supervised(step: int) -> tuple[list[Sequence], dict[str, float]]:
+            first = step * config.batch % len(rows)
+            return rows.take(first, min(first + config.batch, len(rows))), {}
+
+        return supervised, total, None
+    if method.source == "samples":
+        log = read_log(out / "generate", out / "verify")
+        units = method.select(log, run.seed)
+        if not units:
+            raise UserError(
+                f"stage {config.name!r}", f"no sample of {len(log)} can be used",
+                "correct samples (RFT), or correct and incorrect ones of one problem (DPO)",
+                "sample more, or start from a model that solves some of the problems",
+            )
+        total = config.steps or math.ceil(len(units) / config.batch)
+
+        def selected(step: int) -> tuple[list[Sequence], dict[str, float]]:
+            first = step * config.batch % len(units)
+            chosen = units[first : first + config.batch]
+            # Units of one batch stay apart: a group is a pair, or a single sample.
+            return [
+                sequence.in_group(number) for number, unit in enumerate(chosen) for sequence in unit
+            ], {}
+
+        return selected, total, None
+    if not config.steps:
+        raise UserError(f"stage {config.name!r}, key 'steps'", "0 with a method that samples",
+                        "a number of steps", "set `steps`")
+    if init is None:
+        raise UserError(f"stage {config.name!r}, key 'init'", "a model with random weights",
+                        "a trained model to sample from", 'set init = "sft"')
+    problems = list(read_problems(out / "data" / "train.jsonl"))
+    engine = create_engine(run.engine, init)
+    cleanup.callback(engine.close)
+    pool = cleanup.enter_context(
+        open_pool(run.verify.checker, run.verify.workers, run.verify.time_limit_s)
+    )
+    sampling = Sampling(n=config.group_size, seed=run.seed, **run.sampling.model_dump())
+    rollouts = Rollouts(
+        problems, render_prompts(problems, tokenizer, profile), engine, pool, sampling,
+        config.batch, work / "rollouts",
+    )
+
+    def sampled(step: int) -> tuple[list[Sequence], dict[str, float]]:
+        sequences = rollouts.draw(step)
+        kept = method.advantages(sequences)
+        return kept, rollout_figures(sequences, len(kept))
+
+    return sampled, config.steps, engine
+
+
+def _init(run: RunConfig, config: TrainConfig) -> str | Path:
+    return run.model.path if config.init == "model" else checkpoint_of(run, config.init)
+
+
+def _settings(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:
+    """Return what decides this stage's result, beside its inputs."""
+    settings: dict[str, Any] = {
+        "train": config.model_dump(mode="json", exclude={"save_every"}),
+        "seed": run.seed,
+        "dtype": run.model.dtype,
+    }
+    if config.init == "model":
+        settings["model"] = run.model.model_dump(mode="json")
+    if method.source != "rows":
+        settings["sampling"] = run.sampling.model_dump(mode="json")
+    if method.source == "policy":
+        settings["engine"] = run.engine.model_dump(mode="json")
+        settings["verify"] = run.verify.model_dump(mode="json", exclude={"workers"})
+    return settings
+
+
+def _inputs(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, str | Path]:
+    out = Path(run.out)
+    inputs: dict[str, str | Path] = {"data": out / "data"}
+    if any(stage.name == config.init for stage in run.train):
+        inputs["init"] = out / config.init
+    if method.source == "samples":
+        inputs |= {"generate": out / "generate", "verify": out / "verify"}
+    return inputs
+
+
+def _non_finite(error: FloatingPointError, sequences: list[Sequence], folder: Path) -> UserError:
+    """Keep the batch that broke the step, and say where it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "batch.jsonl"
+    write_rows(
+        path,
+        ({"prompt": s.prompt, "completion": s.completion, "reward": s.reward,
+          "advantage": s.advantage, "text": s.text} for s in sequences),
+    )
+    return UserError(
+        str(error), f"the batch is kept in {path}", "finite numbers",
+        "lower the learning rate or look at the batch; the same command goes on from the last state",
+    )
+
+
+def _drop_states(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser("python -m pipeline.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="a run's TOML")
+    parser.add_argument("--stage", help="which [[train]] table; needed where there are several")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
+    known, rest = parser.parse_known_args(arguments)
+    run = load_run(known.config)
+    names = [stage.name for stage in run.train]
+    if known.stage is None and len(names) != 1:
+        raise UserError(str(known.config), f"{len(names)} training stages: {', '.join(names)}",
+                        "one, or --stage", "add --stage NAME")
+    name = known.stage or names[0]
+    if name not in names:
+        raise UserError(str(known.config), f"no training stage {name!r}",
+                        f"one of {', '.join(names)}", "mend --stage")
+    config = override(
+        run.train[names.index(name)], rest,
+        program="python -m pipeline.train", description=str(__doc__),
+    )
+    if known.dry_run:
+        print(config.model_dump_json(indent=2))
+        return
+    print(f"checkpoint: {train(run, config) / 'checkpoint'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command(main)

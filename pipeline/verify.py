@@ -1,0 +1,105 @@
+"""A verdict for every sample of the log, in the log's order.
+
+    python -m pipeline.verify --config pipeline/configs/cpu.toml [--workers 2 …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.config import override
+from data_prep.errors import UserError, command
+from data_prep.jsonl import read_rows, write_rows
+from data_prep.run_folder import Stage
+from pipeline.config import RunConfig, VerifyConfig, load_run
+from pipeline.samples import read_samples
+from verifiers import Verdict, VerifierPool, load_checker
+
+
+def open_pool(checker: dict[str, Any], workers: int, time_limit_s: float = 1.0) -> VerifierPool:
+    """Return a pool of judging processes for a checker table.
+
+    Raises:
+        UserError: There is no such checker, or it does not know an option.
+    """
+    options = dict(checker)
+    kind = str(options.pop("kind", "boxed"))
+    try:
+        load_checker(kind, options)
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        raise UserError("checker", str(error)) from None
+    return VerifierPool(
+        kind=kind, options=options, workers=workers, time_limit_s=time_limit_s
+    )
+
+
+def samples_in(folder: Path) -> Iterable[Path]:
+    """Return the shards of a generate stage, in order."""
+    return sorted(folder.glob("samples-*.jsonl"))
+
+
+def verify(run: RunConfig, config: VerifyConfig) -> Path:
+    """Run the stage; return its folder."""
+    out = Path(run.out)
+    source = out / "generate"
+    settings = config.model_dump(mode="json", exclude={"workers"})
+    stage = Stage(out, "verify", settings, {"generate": source})
+    if stage.is_complete:
+        return stage.final
+    golds = {row["problem_id"]: row["gold"] for _, row in read_rows(source / "prompts.jsonl")}
+    work = stage.begin()
+    outcomes: Counter[str] = Counter()
+    verdict_files: list[Path] = []
+    with open_pool(config.checker, config.workers, config.time_limit_s) as pool:
+        for shard in tqdm(list(samples_in(source)), desc="verify", unit="shard"):
+            target = work / shard.name.replace("samples", "verdicts")
+            verdict_files.append(target)
+            if target.is_file():
+                continue
+            samples = list(read_samples(shard))
+            verdicts = pool.verify_many([(golds[s.problem_id], s.text) for s in samples])
+            write_rows(
+                target,
+                (
+                    {"problem_id": s.problem_id, "sample_index": s.sample_index, **judged(v)}
+                    for s, v in zip(samples, verdicts, strict=True)
+                ),
+            )
+    for path in verdict_files:
+        outcomes.update(row["outcome"] for _, row in read_rows(path))
+    return stage.complete(samples=sum(outcomes.values()), outcomes=dict(sorted(outcomes.items())))
+
+
+def judged(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as a row, without its time, which differs between equal runs."""
+    row = verdict.to_dict()
+    row.pop("ms", None)
+    return row
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser("python -m pipeline.verify", description=__doc__)
+    parser.add_argument("--config", required=True, help="a run's TOML")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
+    known, rest = parser.parse_known_args(arguments)
+    run = load_run(known.config)
+    config = override(
+        run.verify, rest, program="python -m pipeline.verify", description=str(__doc__)
+    )
+    if known.dry_run:
+        print(config.model_dump_json(indent=2))
+        return
+    folder = verify(run, config)
+    print(f"verdicts: {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command(main)
