@@ -74,8 +74,13 @@ def _failure(
 def _whole(
     formatter: Formatter, messages: Sequence[Message], ids: list[int], mask: list[int]
 ) -> tuple[str, str] | None:
-    """Compare with transformers' own rendering, where no content spells a control token."""
-    if formatter.spells_control(messages):
+    """Compare with transformers' own rendering, where contents leave it a fair comparison.
+
+    A content that spells a control token is read as one there; an answer that starts with white
+    space may be joined with the header before it, which generation could never produce.
+    """
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if formatter.spells_control(messages) or any(text[:1].isspace() for text in answers):
         return None
     whole = formatter.tokenizer.apply_chat_template(
         [dict(message) for message in messages], tokenize=True, return_dict=True,
