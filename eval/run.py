@@ -58,9 +58,20 @@ def engine_config(arguments: list[str], base: PluginConfig | None = None) -> Plu
 
 
 def jobs_of_run(
-    run: RunConfig, config: EvaluateConfig, engine: PluginConfig, names: list[str]
+    run: RunConfig,
+    config: EvaluateConfig,
+    engine: PluginConfig,
+    names: list[str],
+    results: Path | None = None,
 ) -> list[Job]:
     """Return a job for every training stage whose checkpoint is there.
+
+    Args:
+        run: The run.
+        config: What is measured.
+        engine: Draws the samples.
+        names: Training stages; empty takes all that are there.
+        results: Where the evaluations go; by default into the run folder.
 
     Raises:
         UserError: A checkpoint that was asked for is not there, or none is.
@@ -80,7 +91,7 @@ def jobs_of_run(
         print(f"{name}: no checkpoint yet, left out", file=sys.stderr)
     suites = _suites(config, out / "data" / "test.jsonl")
     return [
-        Job(name, out / name / "checkpoint", "", config, engine, run.seed, suites, out)
+        Job(name, out / name / "checkpoint", "", config, engine, run.seed, suites, results or out)
         for name in chosen if name not in missing
     ]
 
@@ -184,7 +195,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--bootstrap", type=int, help="resamples behind an interval")
     parser.add_argument("--seed", type=int, help="of samples and intervals")
     parser.add_argument("--name", default="", help="what figures call the model")
-    parser.add_argument("--out", type=Path, help="folder of the results (default runs/eval)")
+    parser.add_argument("--out", type=Path,
+                        help="folder of the results (default: the run folder, or runs/eval)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser.parse_known_args(arguments)
 
@@ -211,9 +223,7 @@ def main(arguments: list[str]) -> None:
     if run is not None:
         if known.seed is not None:
             run = run.model_copy(update={"seed": known.seed})
-        if known.out is not None:
-            run = run.model_copy(update={"out": str(known.out)})
-        jobs = jobs_of_run(run, config, engine, known.checkpoints)
+        jobs = jobs_of_run(run, config, engine, known.checkpoints, known.out)
     else:
         out = known.out or Path("runs/eval")
         jobs = [job_of_model(known.model, known.name, config, engine, known.seed or 0, out)]

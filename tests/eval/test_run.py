@@ -66,7 +66,7 @@ def test_from_published_file_to_figures(checkpoint, gsm8k_file, tmp_path, engine
     assert len(engines) == count + 1
 
 
-def test_a_killed_evaluation_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     main(arguments(checkpoint, gsm8k_file, whole))
     made = []

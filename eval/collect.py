@@ -1,0 +1,145 @@
+"""What a run folder holds for its report: figures, training curves, data, configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import read_toml
+from data_prep.errors import UserError
+from data_prep.jsonl import read_json, read_rows
+from data_prep.schema import Problem, read_problems
+from eval.grading import Graded, read_graded
+from eval.styles import decompose
+
+Figures = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything a report shows, except the samples' texts.
+
+    Attributes:
+        name: The run's name.
+        seed: Its seed; None where the run folder does not say.
+        checkpoints: Evaluated checkpoints, in the order of training.
+        suites: Evaluated suites; the embedded one first.
+        figures: checkpoint → suite → content of `figures.json`.
+        decomposition: suite → checkpoint → where its gain over the first checkpoint comes from.
+        steps: Training stage → rows of `steps.jsonl`.
+        statistics: The data stage's, or empty.
+        config: The run's configuration as TOML text, or empty.
+        versions: Packages and commit that the evaluations were made with.
+        folders: checkpoint → its evaluation's folder.
+    """
+
+    name: str
+    seed: int | None
+    checkpoints: list[str]
+    suites: list[str]
+    figures: dict[str, dict[str, Figures]]
+    decomposition: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: dict[str, list[Figures]] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the (checkpoint, suite) that were evaluated, suite by suite."""
+        return [(c, s) for s in self.suites for c in self.checkpoints if s in self.figures[c]]
+
+
+def collect(run: Path, config_file: Path | None = None) -> Results:
+    """Read a run folder.
+
+    Args:
+        run: With `eval-<checkpoint>` folders.
+        config_file: The run's TOML; by default the `config.toml` that the run folder keeps.
+
+    Raises:
+        UserError: Nothing was evaluated there, or a file is broken.
+    """
+    folders = {
+        path.name.removeprefix("eval-"): path
+        for path in sorted(run.glob("eval-*")) if (path / "manifest.json").is_file()
+    }
+    if not folders:
+        raise UserError(str(run), "no complete evaluation", "folders eval-<checkpoint>",
+                        "run `python -m eval.run` first")
+    config_file = config_file or run / "config.toml"
+    table = read_toml(config_file) if config_file.is_file() else {}
+    trained = [stage["name"] for stage in table.get("train", [])]
+    order = {name: position for position, name in enumerate(trained)}
+    checkpoints = sorted(folders, key=lambda name: (order.get(name, len(order)), name))
+    figures = {
+        name: {path.parent.name: read_json(path) for path in folders[name].glob("*/figures.json")}
+        for name in checkpoints
+    }
+    suites = sorted({s for found in figures.values() for s in found},
+                    key=lambda s: (s != "embedded", s))
+    seed = table.get("seed", _sampling_seed(folders[checkpoints[0]]))
+    results = Results(
+        name=str(table.get("name", run.resolve().name)), seed=seed, checkpoints=checkpoints,
+        suites=suites, figures=figures,
+        config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
+        versions=_versions(list(folders.values())), folders=folders,
+    )
+    results.decomposition = {suite: _decompositions(results, suite) for suite in suites}
+    stages = trained or sorted(path.parent.name for path in run.glob("*/steps.jsonl"))
+    results.steps = {
+        stage: [row for _, row in read_rows(run / stage / "steps.jsonl")]
+        for stage in stages if (run / stage / "steps.jsonl").is_file()
+    }
+    statistics = run / "data" / "statistics.json"
+    results.statistics = read_json(statistics) if statistics.is_file() else {}
+    return results
+
+
+def _sampling_seed(folder: Path) -> int | None:
+    """Return the seed that an evaluation's samples were drawn with."""
+    plans = read_json(folder / "manifest.json")["plan"]["config"]["generation"]
+    return next((plan["seed"] for plan in plans.values()), None)
+
+
+def _versions(folders: list[Path]) -> dict[str, str]:
+    """Return what the evaluations were made with, "a, b" where they differ."""
+    found: dict[str, dict[str, None]] = {}
+    for folder in folders:
+        for package, version in read_json(folder / "manifest.json")["versions"].items():
+            found.setdefault(package, {})[version] = None
+    return {package: ", ".join(versions) for package, versions in found.items()}
+
+
+def load_suite(results: Results, checkpoint: str, suite: str) -> tuple[
+    list[Problem], list[list[Graded]], list[Graded]
+]:
+    """Return (problems, sampled rows a question, greedy row a question) of an evaluation."""
+    folder = results.folders[checkpoint] / suite
+    problems = list(read_problems(folder / "problems.jsonl"))
+    ids = [problem.id for problem in problems]
+    sampled = read_graded(folder / "verdicts.jsonl", ids, results.figures[checkpoint][suite]["n"])
+    greedy = read_graded(folder / "greedy_verdicts.jsonl", ids, 1)
+    return problems, sampled, [group[0] for group in greedy]
+
+
+def _decompositions(results: Results, suite: str) -> dict[str, Any]:
+    """Return, for every checkpoint after the first, where its gain comes from."""
+    evaluated = [c for c in results.checkpoints if suite in results.figures[c]]
+    if len(evaluated) < 2:
+        return {}
+    problems, before, _ = load_suite(results, evaluated[0], suite)
+    found = {}
+    for checkpoint in evaluated[1:]:
+        others, after, _ = load_suite(results, checkpoint, suite)
+        if [p.id for p in others] != [p.id for p in problems]:
+            continue  # other questions: no paired difference
+        parts = decompose(before, after, seed=results.seed or 0)
+        found[checkpoint] = {
+            "against": evaluated[0],
+            "difference": parts.difference.to_dict(),
+            "choice": parts.choice.to_dict(),
+            "skill": parts.skill.to_dict(),
+        }
+    return found
