@@ -6,7 +6,10 @@ import time
 from functools import lru_cache
 
 from . import quick
+from .compare import matches
+from .equality import UndecidedError
 from .extract import Candidate, Extraction, extract
+from .reading import Reading, read
 from .verdict import Outcome, Verdict
 
 _LIMIT_CHARS = 1_000_000
@@ -78,8 +81,66 @@ def verify_slow(gold: str, text: str, *, policy: str = "boxed") -> Verdict:
     started = time.perf_counter()
     known = _gold(gold)
     found = extract(text, policy, choice=known[2])
-    first = found.candidates[0]
-    return _verdict(started, Outcome.INCORRECT, "text", first, known[0], quick.tidy(first.text))
+    wanted = _read_gold(gold)
+    answer, reading = _first_readable(found.candidates)
+    shown = (answer, wanted.normal, reading.normal)
+    if wanted.squeezed and reading.squeezed == wanted.squeezed:
+        return _verdict(started, Outcome.CORRECT, "same_text", *shown)
+    if not wanted.nodes:
+        detail = f"the gold cannot be read: {wanted.problem}"
+        return _verdict(started, Outcome.GOLD_UNPARSEABLE, "gold_unread", *shown, detail=detail)
+    if not reading.nodes:
+        detail = f"the answer cannot be read whole: {reading.problem}"
+        return _verdict(started, Outcome.INCORRECT, "answer_unread", *shown, detail=detail)
+    try:
+        rule = _compare(wanted, reading)
+    except UndecidedError as error:
+        return _undecided(started, gold, text, policy, shown, str(error))
+    if rule is None:
+        return _verdict(started, Outcome.INCORRECT, "different", *shown)
+    return _verdict(started, Outcome.CORRECT, rule, *shown)
+
+
+def _first_readable(candidates: tuple[Candidate, ...]) -> tuple[Candidate, Reading]:
+    """The first candidate that can be read whole; formulas before mere words."""
+    readings = []
+    for candidate in candidates:
+        reading = read(candidate.text)
+        if reading.nodes and (reading.nodes[0][0] != "text" or len(candidates) == 1):
+            return candidate, reading
+        readings.append(reading)
+    return candidates[0], readings[0]
+
+
+def _compare(wanted: Reading, reading: Reading) -> str | None:
+    """Compare every way to read one side with every way to read the other."""
+    undecided: UndecidedError | None = None
+    for gold in wanted.nodes:
+        for answer in reading.nodes:
+            try:
+                rule = matches(gold, answer)
+            except UndecidedError as error:
+                undecided = error
+                continue
+            if rule is not None:
+                return rule
+            if gold[0] == answer[0] == "clock":
+                return None
+    if undecided is not None:
+        raise undecided
+    return None
+
+
+def _undecided(
+    started: float, gold: str, text: str, policy: str, shown: tuple[Candidate, str, str], why: str
+) -> Verdict:
+    return _verdict(started, Outcome.INCORRECT, "undecided", *shown, detail=why)
+
+
+@lru_cache(maxsize=16384)
+def _read_gold(gold: str) -> Reading:
+    boxes = extract(gold, "boxed_only").candidates if "box" in gold else ()
+    return read(boxes[0].text if boxes else gold)
 
 
 @lru_cache(maxsize=16384)
