@@ -52,6 +52,8 @@ def _same(a: Node, b: Node) -> str | None:
     left, right = unname(a), unname(b)
     if isinstance(left, Named) or isinstance(right, Named):
         return _named(left, right)
+    if left is not a or right is not b:  # a true chain of numbers is its value
+        return _same(left, right)
     for kind in ("word", "text", "clock", "date", "choice"):
         if kind in (a[0], b[0]):
             return _worded(a, b)
@@ -72,6 +74,8 @@ def _same(a: Node, b: Node) -> str | None:
         return _chains(a, b)
     if a[0] in _STRUCTURES or b[0] in _STRUCTURES:
         return None
+    if a[0] == b[0] == "sym" and a[1].upper() == b[1].upper() and a[1].upper() in "ABCDEFGHIJ":
+        return "choice"
     return scalars.same(a, b)
 
 
@@ -193,6 +197,9 @@ def _lists(a: Node, b: Node) -> str | None:
             return found
     first, second = _items(a), _items(b)
     if len(first) != len(second):
+        # Said twice is said once.
+        first, second = tuple(dict.fromkeys(first)), tuple(dict.fromkeys(second))
+    if len(first) != len(second) or len(first) == 1:
         return _as_real_sets(a, b) or None
     if "group" in (a[0], b[0]):
         kinds = {(n[1], n[2]) for n in (a, b) if n[0] == "group"}

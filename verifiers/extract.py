@@ -50,6 +50,11 @@ _NUMBER = re.compile(
     r"(?<![\w.\\])[-+−]?(?:\$\s?)?(?:\d{1,3}(?:[,，]\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)"
     r"(?:\s?/\s?\d+|[eE][-+]?\d+)?(?:\s?\\?%)?(?:(?=[^\w.])|(?=\.(?!\d))|$|(?=[^\W\d_])|(?=²))"
 )
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|ln|log|lg|exp|sqrt|pi|arcsin|arccos|arctan|and|or)\b)"
+    r"[A-Za-zÀ-ÿ'’]{2,}(?![A-Za-z])|[\u0400-\u1fff\u3000-\uff00]+|[.!?](?=\s|$)|\n|\\\s|<[^<>\n]{1,30}>|□"
+)
+_DIGIT = re.compile(r"\d")
 _LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-Ja-j])\)?(?![A-Za-z'’]|\s*=)")
 _UPPER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-J])\)?(?![A-Za-z'’]|\s*=)")
 _BLANK = re.compile(r"(?:\s|~|\$|\\[,;:! ]|\\q?quad|\\text\s*\{\s*\}|\{\s*\}|\.{3}|\\l?dots)*")
@@ -233,7 +238,7 @@ def _phrase(text: str, begin: int, choice: bool) -> Extraction | None:
 
 def _segment(text: str, start: int) -> tuple[int, int]:
     """The sentence, formula or line that an answer phrase announces."""
-    while start < len(text) and text[start] in " \t\n\r*:：\"“'":
+    while start < len(text) and text[start] in " \t\n\r*:：\"“'}":
         start += 1
     math = _MATH.match(text, start)
     if math is not None:
@@ -244,7 +249,12 @@ def _segment(text: str, start: int) -> tuple[int, int]:
     # A full stop inside a formula does not end the sentence.
     while stop is not None and text.count("$", start, stop.start()) % 2 == 1:
         stop = re.compile(r"[.!?](?=\s|$)|\n|。|<\|").search(text, stop.end())
-    return _trim(text, start, len(text) if stop is None else stop.start())
+    end = len(text) if stop is None else stop.start()
+    # "\\[\\text{Answer: } 17\\]": the formula began before the phrase, so it ends here.
+    closer = re.compile(r"\\[\])]").search(text, start, end)
+    if closer is not None and not re.search(r"\\[\[(]", text[start : closer.start()]):
+        end = closer.start()
+    return _trim(text, start, end)
 
 
 def _hedged(segment: str) -> bool:
@@ -276,13 +286,42 @@ def _inside(text: str, start: int, end: int, choice: bool, source: str) -> list[
         pass
     if bold is not None:
         found.append(Candidate(bold.group(1), *bold.span(1), source))
+    piece = _last_piece(text, start, end)
+    if piece is not None:
+        found.append(Candidate(text[piece[0] : piece[1]], *piece, source))
     number = None
     for number in _NUMBER.finditer(text, start, end):
         pass
-    if number is not None:
+    # A number inside a formula is a fragment of it, never the answer.
+    if number is not None and not _in_formula(text, number.start(), number.end(), start, end):
         found.append(Candidate(number.group(), *number.span(), source))
     # Several candidates in one stretch: the one that ends last was said last.
     return sorted(found, key=lambda c: (c.end, c.end - c.start), reverse=True)
+
+
+def _last_piece(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """The last stretch of formula characters between words, with a digit in it."""
+    cuts = [(m.start(), m.end()) for m in _WORD.finditer(text, start, end)]
+    last = None
+    at = start
+    for cut_start, cut_end in [*cuts, (end, end)]:
+        if _DIGIT.search(text, at, cut_start):
+            last = (at, cut_start)
+        at = cut_end
+    if last is None:
+        return None
+    low, high = last
+    while low < high and text[low] in " \t\n=:：,;.*，、$":
+        low += 1
+    while high > low and text[high - 1] in " \t\n=:：,;.*，、$(":
+        high -= 1
+    return (low, high) if low < high else None
+
+
+def _in_formula(text: str, start: int, end: int, low: int, high: int) -> bool:
+    before = text[max(low, start - 1) : start]
+    after = text[end : min(high, end + 1)]
+    return before in ("{", "^", "_", "\\", "(", "/") and bool(before) or after in ("}", "^", "_", "!", "/", "\\") and bool(after)
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

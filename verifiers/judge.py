@@ -10,6 +10,7 @@ from .compare import matches
 from .equality import UndecidedError
 from .extract import Candidate, Extraction, extract
 from .reading import Reading, read
+from .symbolic import NEEDS_ISOLATION
 from .verdict import Outcome, Verdict
 
 _LIMIT_CHARS = 1_000_000
@@ -134,7 +135,12 @@ def _compare(wanted: Reading, reading: Reading) -> str | None:
 def _undecided(
     started: float, gold: str, text: str, policy: str, shown: tuple[Candidate, str, str], why: str
 ) -> Verdict:
-    return _verdict(started, Outcome.INCORRECT, "undecided", *shown, detail=why)
+    """What no rule could tell: named by its reason, or asked of a worker process."""
+    if why == NEEDS_ISOLATION:
+        from .isolated import judge
+
+        return judge(gold, text, policy, started)
+    return _verdict(started, Outcome.INCORRECT, f"undecided_{why}", *shown)
 
 
 @lru_cache(maxsize=16384)

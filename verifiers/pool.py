@@ -121,6 +121,23 @@ class VerifierPool:
         for thread in self._threads:
             thread.join()
 
+    def terminate(self) -> None:
+        """End every worker at once; rows in flight are lost. For the end of the program."""
+        self._closed = True
+        if os.getpid() == self._pid:
+            for process in list(self._processes.values()):
+                process.kill()
+
+    def verify_within(self, gold: str, text: str, seconds: float) -> Verdict | None:
+        """Judge one row, waiting no longer than `seconds`; None when that is too short."""
+        chunk = _Chunk([(gold, text)])
+        self._submit(chunk)
+        if not chunk.done.wait(seconds):
+            return None
+        if chunk.error is not None:
+            raise chunk.error
+        return chunk.verdicts[0]
+
     def verify_many(self, rows: Iterable[Row], *, chunk_size: int | None = None) -> list[Verdict]:
         """Judge rows.
 

@@ -68,7 +68,7 @@ def read(text: str) -> Reading:
     except RecursionError:
         named = None
     normal = _normal(clean)
-    if named is not None and named[0] != "choice" and not (named[0] == "clock" and not named[4]):
+    if named is not None and not (named[0] == "clock" and not named[4]):
         return Reading((named,), normal, normal, "")
     nodes: list[Node] = [] if named is None else [named]
     problem = ""
@@ -104,6 +104,8 @@ def tidy_up(text: str) -> str:
     text = quick.tidy(text.replace("**", "^") if re.search(r"\w\*\*\w", text) else text.strip("*"))
     text = _ABOUT.sub("", text)
     text = _LEAD.sub("", text, count=1) if len(text) > 8 else text
+    while text.endswith("}") and text.count("}") > text.count("{"):
+        text = text[:-1].rstrip()
     if "\n" in text and "\\begin" not in text:
         text = re.sub(r"\n\s*\n", " ; ", text.strip())
     return quick.tidy(text.rstrip("\\").rstrip() if text.endswith("\\") else text)

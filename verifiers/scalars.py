@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from . import units
+from . import symbolic, units
 from .equality import UndecidedError, approximate, equal, exact, substitute, symbols
 from .parser import Node
 
@@ -13,7 +13,7 @@ from .parser import Node
 ROUNDED_DIGITS = 3
 RATIONAL_DIGITS = 4
 IRRATIONAL_DIGITS = 6
-_CONSTANTS = frozenset({"C", "c", "K", "k", "c_1", "c_2", "c_3", "C_1", "C_2", "C_3", "A", "B", "D"})
+_CONSTANTS = frozenset({"C", "c", "K", "k", "c_1", "c_2", "c_3", "C_1", "C_2", "C_3"})
 _INTEGER_SETS = frozenset({"Z", "N", "Z+", "N+", "N*", "Z*", "N_+", "Z_+"})
 
 
@@ -132,7 +132,8 @@ def _values(a: Node, b: Node) -> str | None:
         except UndecidedError as error:
             undecided = error
     if undecided is not None:
-        raise undecided
+        # Integrals, limits, infinite sums: only sympy can say.
+        return "simplified" if symbolic.proves(a, b, undecided) else None
     return None
 
 
@@ -195,7 +196,9 @@ def _ends(value: Fraction) -> bool:
 def _with_constants_renamed(a: Node, b: Node) -> bool:
     """An arbitrary constant of integration may have another name."""
     extra_a, extra_b = symbols(a) - symbols(b), symbols(b) - symbols(a)
-    if not extra_a or len(extra_a) != len(extra_b) or not (extra_a | extra_b) <= _CONSTANTS:
+    if not extra_a or len(extra_a) != len(extra_b) or extra_a == symbols(a):
+        return False
+    if not (extra_a | extra_b) <= _CONSTANTS:
         return False
     pairs = zip(sorted(extra_b), sorted(extra_a), strict=True)
     renamed = substitute(b, {old: ("sym", new) for old, new in pairs})

@@ -13,7 +13,7 @@ _CLOCK = re.compile(
     r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*([ap])\.?\s*m\b\.?)?|(\d{1,2})\s*(?:([ap])\.?\s*m\b\.?|o'clock)",
     re.IGNORECASE,
 )
-_CHOICE = re.compile(r"\(([A-J])\)\s*\S.*|([A-J])\s*[.:)、]\s*\S.*|([A-J])\s+[A-Z][a-z]{2,}.*", re.DOTALL)
+_CHOICE = re.compile(r"\(([A-J])\)\s*\S.*|([A-J])\s*[.:)、](?:\s+\S|[^\x00-\x7f]).*|([A-J])(?:不|，|,\s*(?:not|it|because|since))\s*.*|([A-J])\s+[A-Z][a-z]{2,}.*", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z一-鿿][A-Za-z一-鿿'’\-\s,.!()\"]*")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .words import CONNECTIVES, FUNCTIONS, GREEK, PLAIN_CONSTANTS, UNIT_WORDS
+from .words import CONNECTIVES, FUNCTIONS, GREEK, PLAIN_CONSTANTS, UNIT_WORDS, UNITS
 
 MAX_TOKENS = 12000
 MAX_CHARS = 60000
@@ -70,6 +70,7 @@ _ALIASES = {
     "sen": "sin", "tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan",
     "arcctg": "arccot", "lg": "lg", "implies": "implies", "iff": "iff", "Z": "Z", "Vert": "||",
 }  # fmt: skip
+_GLUED = re.compile(r"(q?quad|cdot|times)([A-Za-z]{1,2})$")
 _MONEY = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "CNY", "₹": "INR", "₽": "RUB", "₩": "KRW"}
 
 
@@ -166,6 +167,11 @@ def _command(
     if name in ("R", "Z", "N", "Q", "C") and not (at < end and text[at].isalpha()):
         out.append(Token("cmd", name + "set", glued))
         return at
+    # "\\quadx" is "\\quad x" written without its blank.
+    glued_name = _GLUED.match(name)
+    if glued_name is not None:
+        at -= len(glued_name.group(2))
+        name = glued_name.group(1)
     name = _ALIASES.get(name, name)
     if name in _SKIP:
         # "\left." is an invisible delimiter.
@@ -244,12 +250,19 @@ def _letters(value: str, out: list[Token], glued: bool, prose: bool) -> None:
     elif value in GREEK and not prose:
         out.append(Token("id", value, glued))
     elif len(value) == 1:
-        out.append(Token("id", value, glued))
-    elif prose or lower in UNIT_WORDS or len(value) > 3:
+        # In "5\\text{ m}" the letter is a unit, in "\\text{E}" a name.
+        unit = prose and value in UNITS and out and (out[-1].kind == "num" or out[-1].text in (")", "}", "pi"))
+        out.append(Token("word" if unit else "id", value, glued))
+    elif prose or (lower in UNIT_WORDS and not _initials(value)) or len(value) > 3:
         _long(value, out, glued, prose)
     else:
         for index, letter in enumerate(value):
             out.append(Token("id", letter, glued if index == 0 else True))
+
+
+def _initials(value: str) -> bool:
+    """Capitals such as NO and AM name points unless they are a unit."""
+    return value.isupper() and value not in UNITS
 
 
 def _long(value: str, out: list[Token], glued: bool, prose: bool) -> None:

@@ -37,7 +37,11 @@ def flatten(node: Node) -> Node:
     if kind == "list":
         return _flat_list(node)
     if kind == "set":
-        return ("set", tuple(v for item in node[1] for v in variants(flatten(item))))
+        items: list[Node] = []
+        for item in node[1]:
+            flat = flatten(item)
+            items.extend(flat[1] if flat[0] == "list" and item[0] != "list" else [flat])
+        return ("set", tuple(items))
     if kind == "cases" and all(len(row) == 1 for row in node[1]):
         return _flat_list(("list", tuple(row[0] for row in node[1]), frozenset({","})))
     if kind == "group" and len(node[3]) == 1 and node[3][0][0] == "qty":
@@ -159,7 +163,8 @@ def unname(node: Node) -> Named | Node:
             return node
         values = parts
         name = ("sym", "")
-    if not _agree(values):
+    # A further name in the middle, y = k = 506.25, says nothing about the value.
+    if not _agree(tuple(v for v in values[:-1] if not is_name(v)) + values[-1:]):
         return node
     value = values[-1]
     return value if name == ("sym", "") else Named(name, value, _argument(name))
