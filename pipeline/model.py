@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,7 +74,7 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(config.architecture, **shape), dtype=_dtype(config.dtype)
         )
-    return model
+    return _in_own_precision(model)
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
@@ -85,13 +86,36 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(str(path), dtype=_dtype(dtype))
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=_dtype(dtype))
     except Exception as error:  # the loaders raise everything from OSError to SafetensorError
         raise UserError(
             str(path), f"this model cannot be loaded: {error}",
             "a folder with config.json and safetensors, or a hub id that can be reached",
             "check the path, or fetch the model first",
         ) from error
+    return _in_own_precision(model)
+
+
+def _in_own_precision(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a float64 model's norms compute in float64: transformers' round to float32.
+
+    Without this no proof about a float64 model holds beyond 1e-8.
+    """
+    import torch
+
+    if model.dtype != torch.float64:
+        return model
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            norm: Any = module
+            norm.forward = partial(_rms_norm, norm)
+    return model
+
+
+def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

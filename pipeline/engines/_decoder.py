@@ -39,26 +39,17 @@ class Decoder:
     """A decoder's weights and forward passes.
 
     Args:
-        config: The transformers configuration of the model.
-        inverse_frequencies: [head dim / 2], of the rotary embedding, scaling included.
-        attention_scaling: Factor on the rotary cosines and sines.
-        dtype: Of weights and cache.
-        device: Where they live.
+        model: A transformers model; its parameters are copied.
+        device: Where the copies live.
 
     Raises:
         UserError: The architecture is not one of `ARCHITECTURES`, or uses a part that is not
             written here.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        inverse_frequencies: Tensor,
-        attention_scaling: float,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        """Make empty weights of the right shapes."""
+    def __init__(self, model: Any, device: torch.device) -> None:
+        """Fuse the model's weights."""
+        config, dtype = model.config, model.dtype
         if config.model_type not in ARCHITECTURES or getattr(config, "use_sliding_window", False):
             raise UserError(
                 "engine.kind 'embedded'", f"a model of type {config.model_type!r}"
@@ -96,11 +87,14 @@ class Decoder:
             )
             for _ in range(config.num_hidden_layers)
         ]
+        # The model's own frequencies, so that every rotary scaling it knows is right here too.
+        rotary = model.base_model.rotary_emb
         positions = torch.arange(config.max_position_embeddings, device=device)
-        angles = positions[:, None].float() * inverse_frequencies.to(device).float()[None]
+        angles = positions[:, None].float() * rotary.inv_freq.to(device).float()[None]
         angles = torch.cat([angles, angles], dim=-1)
-        self.cosines = (angles.cos() * attention_scaling).to(dtype)
-        self.sines = (angles.sin() * attention_scaling).to(dtype)
+        self.cosines = (angles.cos() * rotary.attention_scaling).to(dtype)
+        self.sines = (angles.sin() * rotary.attention_scaling).to(dtype)
+        self.load(model.state_dict().items())
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy parameters, named as in the model's `state_dict`, into the fused buffers.

@@ -60,11 +60,7 @@ class EmbeddedEngine:
         self.device = pick_device(config.device)
         loaded: Any = load_model(model, config.dtype)
         self.tokenizer: Any = load_tokenizer(model)
-        rotary = loaded.base_model.rotary_emb
-        self.decoder = Decoder(
-            loaded.config, rotary.inv_freq, rotary.attention_scaling, loaded.dtype, self.device
-        )
-        self.decoder.load(loaded.state_dict().items())
+        self.decoder = Decoder(loaded, self.device)
         ends = loaded.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.end_token_ids = sorted({*ends, self.tokenizer.eos_token_id} - {None})
@@ -97,7 +93,7 @@ class EmbeddedEngine:
         while waiting or run.rows:
             run.admit(waiting)
             run.step()
-        for group in groups:
+        for group in filter(lambda group: group.completions, groups):
             texts = self.tokenizer.batch_decode(
                 [c.token_ids for c in group.completions], skip_special_tokens=True
             )

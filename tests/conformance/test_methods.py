@@ -1,0 +1,84 @@
+"""Every method file: autograd of `objective` equals the closed form, weight · GC, to 1e-9."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data_prep.plugins import load_plugin, plugin_names
+from pipeline.batch import Sequence, Tokens, flatten
+from pipeline.methods import Method, create_method
+
+NAMES = plugin_names("pipeline.methods")
+VARIANTS = {
+    "dpo": [{}, {"length_norm": True}, {"beta": 0.7}],
+    "grpo": [{}, {"beta": 0.0}, {"clip_low": 0.1, "clip_high": 0.4, "normaliser": "token"}],
+    "rft": [{}, {"denominator": "sampled"}],
+}
+CASES = [(name, options) for name in NAMES for options in VARIANTS.get(name, [{}])]
+
+
+def make(name: str, options: dict) -> Method:
+    config = load_plugin("pipeline.methods", name).Config(kind=name, **options)
+    method = create_method(config)
+    if name == "rft":
+        method.kept_share = 0.37  # type: ignore[attr-defined]
+    return method
+
+
+def random_step(seed: int) -> Tokens:
+    """Twelve sequences in pairs, with ratios on both sides of every clip edge."""
+    generator = torch.Generator().manual_seed(seed)
+    sequences = []
+    for index in range(12):
+        length = int(torch.randint(1, 7, (), generator=generator))
+        advantage = float(torch.randn((), generator=generator))
+        mask = [True] * length
+        sequences.append(
+            Sequence([1], [2] * length, mask, index // 2, reward=1.0, advantage=advantage,
+                     logprobs=[-1.0] * length, sign=1 if index % 2 == 0 else -1)
+        )
+    return flatten(sequences, torch.float64)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("seed", range(8))
+def test_objective_and_coefficient_agree(name, options, seed):
+    method = make(name, options)
+    tokens = random_step(seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+
+    def noise(scale: float) -> torch.Tensor:
+        shape = tokens.weight.shape
+        return torch.randn(shape, dtype=torch.float64, generator=generator) * scale
+
+    logp = (-1.0 + noise(0.5)).requires_grad_()
+    tokens.old_logp = logp.detach() + noise(0.4)
+    tokens.ref_logp = logp.detach() + noise(0.8)
+    tokens.weight = method.weights(tokens, max_tokens=8)
+    (expected,) = torch.autograd.grad(method.objective(tokens, logp), logp)
+    found = tokens.weight * method.gradient_coefficient(tokens, logp.detach())
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+@pytest.mark.parametrize("edge", ["low", "high"])
+@pytest.mark.parametrize("nudge", [-1e-9, 0.0, 1e-9])
+def test_grpo_at_the_edges_of_the_clip(side, edge, nudge):
+    # Edges that float64 holds exactly, so that "at the edge" is really at it.
+    method = make("grpo", {"beta": 0.0, "clip_low": 0.5, "clip_high": 0.5})
+    tokens = flatten([Sequence([1], [2], [True], 0, reward=1.0, advantage=side)], torch.float64)
+    tokens.weight = method.weights(tokens, 8)
+    logp = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    ratio = (0.5 if edge == "low" else 1.5) + nudge
+    tokens.old_logp = -torch.log(torch.tensor([ratio], dtype=torch.float64))
+    if nudge == 0.0 and float(torch.exp(-tokens.old_logp)) != ratio:
+        pytest.fail("this edge is not exact in float64; choose another")
+    (expected,) = torch.autograd.grad(method.objective(tokens, logp), logp)
+    found = tokens.weight * method.gradient_coefficient(tokens, logp.detach())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    beyond = (edge == "high" and side > 0 and nudge > 0) or (
+        edge == "low" and side < 0 and nudge < 0
+    )
+    assert (float(found) == 0.0) is beyond

@@ -1,0 +1,94 @@
+"""vLLM for real, in process: the same tokens and log-probs as the embedded engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.engines import Prompt, Sampling
+from pipeline.engines import embedded as embedded_engine
+from pipeline.generate import render_prompts
+from pipeline.model import load_model
+
+pytestmark = [
+    pytest.mark.vllm,
+    # vLLM and what it imports warn in many places; none of them is ours.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(scope="module")
+def engines(checkpoint):
+    from pipeline.engines import vllm as vllm_engine
+
+    theirs = vllm_engine.create(vllm_engine.Config(), checkpoint)
+    ours = embedded_engine.create(embedded_engine.Config(), checkpoint)
+    yield ours, theirs
+    theirs.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(engines, problems):
+    return render_prompts(problems[:40], engines[0].tokenizer, "embedded")
+
+
+def test_greedy_tokens_are_equal_and_logprobs_agree(engines, prompts):
+    sampling = Sampling(n=1, temperature=0.0, max_tokens=24)
+    ours, theirs = (engine.generate(prompts, sampling) for engine in engines)
+    for one, two in zip(ours, theirs, strict=True):
+        assert one.completions[0].token_ids == two.completions[0].token_ids
+        assert one.completions[0].text == two.completions[0].text
+        assert one.completions[0].finish_reason == two.completions[0].finish_reason
+        assert one.completions[0].logprobs == pytest.approx(two.completions[0].logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_are_those_of_the_tempered_distribution(
+    engines, prompts, checkpoint, temperature
+):
+    model = load_model(checkpoint)
+    sampling = Sampling(n=2, temperature=temperature, max_tokens=16)
+    for group in engines[1].generate(prompts[:10], sampling):
+        assert len(group.completions) == 2
+        for completion in group.completions:
+            ids = torch.tensor([[*group.prompt.token_ids, *completion.token_ids]])
+            with torch.no_grad():
+                logp = torch.log_softmax(model(ids).logits[0] / temperature, dim=-1)
+            start = len(group.prompt.token_ids)
+            expected = [
+                float(logp[start + i - 1, token]) for i, token in enumerate(completion.token_ids)
+            ]
+            assert completion.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def test_seeds_are_recorded_and_repeat(engines, prompts):
+    sampling = Sampling(n=3, max_tokens=8, seed=4)
+    first, second = (engines[1].generate(prompts[:6], sampling) for _ in range(2))
+    for one, two in zip(first, second, strict=True):
+        assert [c.token_ids for c in one.completions] == [c.token_ids for c in two.completions]
+        assert len({c.seed for c in one.completions}) == 3
+
+
+def test_pushed_weights_are_the_ones_used(engines, prompts, checkpoint):
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    sampling = Sampling(n=1, temperature=0.0, max_tokens=16)
+    before = [g.completions[0].token_ids for g in engines[1].generate(prompts, sampling)]
+    for engine in engines:
+        engine.load_weights(model.state_dict().items(), 1)
+    ours, theirs = (engine.generate(prompts, sampling) for engine in engines)
+    after = [g.completions[0].token_ids for g in theirs]
+    assert after == [g.completions[0].token_ids for g in ours]
+    assert after != before
+    for engine in engines:
+        engine.load_weights(load_model(checkpoint).state_dict().items(), 2)
+
+
+def test_a_prompt_longer_than_the_context_fails_alone(engines, prompts):
+    groups = engines[1].generate(
+        [Prompt("long", (30,) * 128), prompts[0]], Sampling(n=1, max_tokens=4)
+    )
+    assert "128 tokens" in str(groups[0].error)
+    assert len(groups[1].completions) == 1
