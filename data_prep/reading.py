@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +45,7 @@ class Place(NamedTuple):
         split: The split that the configuration reads the row for.
         path: File, or hub id with configuration and split.
         line: Line in a JSON lines file, else row; from 1.
-        number: Number of the row among the rows of its split, from 0; blank lines do not count.
+        number: Number of the row (line of a JSON lines file) from 0; part of its id.
     """
 
     source: str
@@ -81,6 +83,8 @@ class Rejected:
 def convert(module: ModuleType, place: Place, raw: bytes | Row) -> Item | Rejected:
     """Return the item of one raw row, or why there is none."""
     try:
+        if not raw:
+            raise UserError(place.path, "no rows", "at least one row", "check the file")
         row = parse_row(raw, str(place)) if isinstance(raw, bytes) else raw
         return module.convert(row, place)
     except Drop as drop:
@@ -94,14 +98,9 @@ def convert(module: ModuleType, place: Place, raw: bytes | Row) -> Item | Reject
 def items(config: FilesConfig) -> Iterator[Item | Rejected]:
     """Yield an item or a rejection for every row of a source's files, in their order."""
     module = load_plugin("data_prep.sources", config.kind)
-    for split, path in config.paths().items():
-        found = False
-        for place, raw in raw_rows(Path(config.kind).stem, split, path):
-            found = True
+    for stretch in stretches(config, rows=0):
+        for place, raw in read_stretch(stretch):
             yield convert(module, place, raw)
-        if not found:
-            place = Place(Path(config.kind).stem, split, str(path), 0, 0)
-            yield Rejected(place, "bad_row", _empty(path))
 
 
 def strictly(found: Iterable[Item | Rejected]) -> Iterator[Item]:
@@ -117,52 +116,153 @@ def strictly(found: Iterable[Item | Rejected]) -> Iterator[Item]:
             raise item.error
 
 
-def raw_rows(source: str, split: Split, path: Path) -> Iterator[tuple[Place, bytes | Row]]:
-    """Yield the raw rows of a local file: bytes of a JSON line, or a row of a table.
+class Stretch(NamedTuple):
+    """Consecutive rows of one file or data set: what one worker reads at a time.
+
+    Attributes:
+        kind: The source's kind.
+        split: The split that the configuration reads them for.
+        path: File, or "hub:<id>:<split>".
+        first: Number of the first row (line of a JSON lines file) from 0.
+        rows: How many rows (lines).
+        offset: Byte where a JSON lines file's first row starts.
+    """
+
+    kind: str
+    split: Split
+    path: str
+    first: int
+    rows: int
+    offset: int = 0
+
+
+def stretches(config: FilesConfig, rows: int) -> Iterator[Stretch]:
+    """Yield the stretches of a source's files, in their order.
+
+    Args:
+        config: The source's configuration.
+        rows: Rows a stretch; 0 makes one of each file.
 
     Raises:
-        UserError: The file is missing or of a kind that cannot be read.
+        UserError: A file is missing or of a kind that cannot be read.
     """
-    if not path.is_file():
-        raise UserError(str(path), "no such file", "a data file", "check the path")
-    if path.suffix in LINES:
-        yield from _lines(source, split, path)
+    for split, given in config.paths().items():
+        path = _hub_path(config.kind, split) if given == "hub" else given
+        if not path.startswith("hub:") and not Path(path).is_file():
+            raise UserError(path, "no such file", "a data file", "check the path")
+        whole = Stretch(config.kind, split, path, 0, -1)
+        if not rows:
+            yield whole
+        elif path.endswith(LINES):
+            yield from _line_stretches(whole, rows)
+        else:
+            total = len(_table(path))
+            for first in range(0, max(total, 1), rows):
+                yield whole._replace(first=first, rows=min(rows, total - first))
+
+
+def read_stretch(stretch: Stretch) -> Iterator[tuple[Place, bytes | Row]]:
+    """Yield the raw rows of a stretch: bytes of a JSON line, or a row of a table.
+
+    A file without a single row yields one that `convert` rejects as a bad row.
+
+    Raises:
+        UserError: The file cannot be read at all.
+    """
+    found = False
+    source = Path(stretch.kind).stem
+    for number, raw in _raw(stretch):
+        found = True
+        yield Place(source, stretch.split, stretch.path, number + 1, number), raw
+    if not found and stretch.first == 0:
+        yield Place(source, stretch.split, stretch.path, 0, 0), b""
+
+
+def _raw(stretch: Stretch) -> Iterator[tuple[int, bytes | Row]]:
+    stop = stretch.rows if stretch.rows >= 0 else None
+    if not stretch.path.endswith(LINES):
+        table = _table(stretch.path)
+        last = len(table) if stop is None else stretch.first + stop
+        for number in range(stretch.first, last):
+            yield number, table[number]
         return
-    for index, row in enumerate(_table(path)):
-        yield Place(source, split, str(path), index + 1, index), row
-
-
-def _lines(source: str, split: Split, path: Path) -> Iterator[tuple[Place, bytes]]:
-    index = 0
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+    with Path(stretch.path).open("rb") as file:
+        file.seek(stretch.offset)
+        for number, raw in enumerate(islice(file, stop), start=stretch.first):
             if raw.strip():
-                yield Place(source, split, str(path), number, index), raw
-                index += 1
+                yield number, raw
 
 
-def _table(path: Path) -> Iterable[Any]:
-    if path.suffix == ".json":
+def _line_stretches(whole: Stretch, rows: int) -> Iterator[Stretch]:
+    first, offset, position, count = 0, 0, 0, 0
+    with Path(whole.path).open("rb") as file:
+        for raw in file:
+            position += len(raw)
+            count += 1
+            if count == rows:
+                yield whole._replace(first=first, rows=count, offset=offset)
+                first, offset, count = first + count, position, 0
+    if count or not first:
+        yield whole._replace(first=first, rows=count, offset=offset)
+
+
+def _hub_path(kind: str, split: Split) -> str:
+    module = load_plugin("data_prep.sources", kind)
+    hub, splits = getattr(module, "HUB", ""), getattr(module, "SPLITS", {})
+    if split not in splits:
+        raise UserError(
+            f"data.sources, kind {kind!r}, key {split!r}", "'hub' has no such split",
+            f"one of {', '.join(splits) or 'none'}", "name one: hub:<id>:<split>, or a local file",
+        )
+    return f"hub:{hub}:{splits[split]}"
+
+
+@lru_cache(maxsize=4)
+def _table(path: str) -> Any:
+    """Open what is not JSON lines: something with a length whose items are rows."""
+    if path.startswith("hub:"):
+        return _from_hub(path)
+    file = Path(path)
+    if file.suffix == ".json":
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(str(path), f"not JSON: {error}", "a JSON array of rows",
+            raise UserError(path, f"not JSON: {error}", "a JSON array of rows",
                             "mend the file; JSON lines belong into a .jsonl file") from None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise UserError(str(path), f"a JSON {type(rows).__name__}",
+            raise UserError(path, f"a JSON {type(rows).__name__}",
                             "a JSON array of objects", "check the file")
         return rows
-    if path.suffix not in TABLES:
+    if file.suffix not in TABLES:
         raise UserError(
-            str(path), f"a file that ends in {path.suffix!r}",
+            path, f"a file that ends in {file.suffix!r}",
             f"one of {', '.join([*LINES, '.json', *TABLES])}", "convert or rename the file",
         )
-    from datasets import Dataset
-
-    reader = {"parquet": Dataset.from_parquet, "arrow": Dataset.from_file,
-              "csv": Dataset.from_csv}[TABLES[path.suffix]]
-    return reader(str(path))  # type: ignore[operator]
+    return _load(path, TABLES[file.suffix], None, "train", data_files=path)
 
 
-def _empty(path: Path) -> UserError:
-    return UserError(str(path), "no rows", "at least one row", "check the file")
+def _from_hub(path: str) -> Any:
+    """Open "hub:<id>[/<configuration>]:<split>"; the id may be a local folder."""
+    _, _, rest = path.partition(":")
+    identity, _, split = rest.rpartition(":")
+    if not identity or not split:
+        raise UserError(path, "no data set and split", "hub:<id>:<split>", "mend the path")
+    name = None
+    if not Path(identity).is_dir() and identity.count("/") == 2:
+        identity, _, name = identity.rpartition("/")
+    return _load(path, identity, name, split)
+
+
+def _load(path: str, identity: str, name: str | None, split: str, **more: Any) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return load_dataset(identity, name, split=split, **more)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        # The cause tells more than datasets' own "an error occurred".
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(
+            path, f"datasets cannot open it: {reason}", "a data set with this split",
+            "check id, configuration and split; without a network give local files",
+        ) from None

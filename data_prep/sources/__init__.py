@@ -3,12 +3,12 @@
 Contract of a plug-in file `data_prep/sources/<kind>.py`:
 
 * `Config(SourceConfig)`: its settings; `files()` names the local files that it reads.
-* `read(config, seed) -> Iterator[Item]`: problems, chats, preference pairs or labelled steps, in
-  a fixed order, each with a split; a row that cannot be read raises `UserError` naming file and
-  line.
-* `convert(row, place) -> Item`, in sources that read files (their `Config` is a `FilesConfig`):
-  one raw row to one item, a pure function, so that files can be read in parallel and a bad row
-  never shifts another; see `data_prep.reading`.
+* either `read(config, seed) -> Iterator[Item]`: problems, chats, preference pairs or labelled
+  steps, in a fixed order, each with a split;
+* or, in a source that reads files (its `Config` is a `FilesConfig`), `convert(row, place) ->
+  Item`: one raw row to one item, a pure function, so that files can be read in parallel and a bad
+  row never shifts another; see `data_prep.reading`. `HUB` and `SPLITS` say which data set and
+  splits "hub" stands for.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import model_validator
 
+from data_prep.reading import Drop
 from data_prep.schema import Split
 from data_prep.sources import SourceConfig
 from verifiers.boxes import last_boxes
@@ -16,12 +17,17 @@ _CLOSING = re.compile(r"(?:\s|[$.。!]|\\\]|\\\)|\\end\{(?:align|equation|gather
 
 
 class FilesConfig(SourceConfig):
-    """Local files by split; at least one.
+    """Where each split comes from; at least one.
+
+    A local file (JSON lines, a JSON array, Parquet, Arrow or CSV), or a data set through
+    `datasets`: "hub" for the source's own hub id and split, or
+    "hub:<id>[/<configuration>]:<split>", where the id may also be a local folder in the hub's
+    layout ("hub:./folder:train").
 
     Attributes:
-        train: File of the train split; empty for none.
-        validation: File of the validation split.
-        test: File of the test split.
+        train: Of the train split; empty for none.
+        validation: Of the validation split.
+        test: Of the test split.
     """
 
     train: str = ""
@@ -34,16 +40,19 @@ class FilesConfig(SourceConfig):
             raise ValueError("a path for at least one of train, validation, test is expected")
         return self
 
-    def paths(self) -> dict[Split, Path]:
-        """Return the file of each split that has one."""
+    def paths(self) -> dict[Split, str]:
+        """Return the file (or "hub…") of each split that has one."""
         given: dict[Split, str] = {
             "train": self.train, "validation": self.validation, "test": self.test
         }
-        return {split: Path(path) for split, path in given.items() if path}
+        return {split: path for split, path in given.items() if path}
 
     def files(self) -> dict[str, Path]:
-        """Return the files by split."""
-        return {str(split): path for split, path in self.paths().items()}
+        """Return the local files by split."""
+        return {
+            str(split): Path(path) for split, path in self.paths().items()
+            if path != "hub" and not path.startswith("hub:")
+        }
 
 
 def boxed(answer: str) -> str:
@@ -73,6 +82,24 @@ def last_box(text: str) -> tuple[str, int] | None:
     return None
 
 
+def settle(solution: str, gold: str) -> str:
+    r"""Return a solution that ends in a box which a verifier finds equal to the gold.
+
+    Raises:
+        Drop: The solution's own box contradicts the gold, or the gold cannot be verified.
+    """
+    # Here and not above: judging loads sympy.
+    from verifiers import verify
+
+    own = final_answer(solution)
+    outcome = verify(gold, boxed(gold if own is None else own)).outcome
+    if outcome == "incorrect":
+        raise Drop("answer_contradicts_box")
+    if outcome != "correct":
+        raise Drop("answer_not_verifiable")
+    return end_in_box(solution, gold)
+
+
 def final_answer(solution: str) -> str | None:
     r"""Return the answer in the last box of a solution; None where there is none.
 
@@ -93,13 +120,11 @@ def final_answer(solution: str) -> str | None:
 def end_in_box(solution: str, answer: str) -> str:
     r"""Return a solution that ends in `\boxed{answer}`.
 
-    A solution whose last box holds the answer and closes the text stays as it is (closing marks
-    of the formula may follow); any other has the box added as a last line.
+    A solution whose last box closes the text stays as it is (closing marks of the formula may
+    follow); any other has the box added as a last line.
     """
     solution = solution.rstrip()
     boxes = last_boxes(solution)
-    if boxes and _CLOSING.fullmatch(solution, boxes[-1].closes):
-        contents = [(box.content or "").strip() for box in boxes]
-        if ", ".join(contents) == answer:
-            return solution
+    if boxes and boxes[-1].content and _CLOSING.fullmatch(solution, boxes[-1].closes):
+        return solution
     return f"{solution}\nThe answer is {boxed(answer)}" if solution else boxed(answer)

@@ -15,6 +15,8 @@ from data_prep.reading import BadGold, Place, items, strictly
 from data_prep.schema import Problem
 from data_prep.sources._files import FilesConfig, boxed
 
+HUB = "openai/gsm8k/main"
+SPLITS = {"train": "train", "test": "test"}
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _GOLD = re.compile(r"^####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 

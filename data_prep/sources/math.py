@@ -15,6 +15,9 @@ from data_prep.reading import BadGold, Place, items, strictly
 from data_prep.schema import Problem
 from data_prep.sources._files import FilesConfig, end_in_box, final_answer
 
+HUB = "EleutherAI/hendrycks_math/algebra"
+SPLITS = {"train": "train", "test": "test"}
+
 
 class Config(FilesConfig):
     """Files by split; see `data_prep.sources._files.FilesConfig`."""
