@@ -67,7 +67,7 @@ def reading(results: Results) -> str:
 
 def _range(figure: dict[str, Any]) -> str:
     value, low, high = (100 * figure[end] for end in ("value", "low", "high"))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f}\u00a0% [{low:.1f},\u00a0{high:.1f}]"
 
 
 def _change(before: dict[str, Any], after: dict[str, Any]) -> float:

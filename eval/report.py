@@ -173,7 +173,9 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    if value is None:
+        return "–"
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def _position(value: float | None) -> str:

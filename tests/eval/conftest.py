@@ -22,8 +22,6 @@ from pipeline.engines import Completion, Group, sample_seed
 from pipeline.model import ModelConfig, build_model, save_checkpoint
 from prompts import load_layout, load_profile
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -31,11 +29,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real data beside the repository."""
-    if not SHARED.is_dir():
-        pytest.skip("../shared/data is absent")
-    return SHARED
+def real(shared) -> Path:
+    """The folder of real data; skips where it is absent."""
+    return shared / "data"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import math
 import random
 from collections import Counter
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 
@@ -21,8 +20,6 @@ from eval.metrics import (
     pass_at_k,
     weighted_vote,
 )
-
-RECORDED = Path(__file__).resolve().parents[3] / "shared/data/recorded_groups"
 
 
 def brute_majority(classes, correct, k):
@@ -142,9 +139,8 @@ def test_k_out_of_range_is_refused(k):
         pass_at_k(4, 2, k)
 
 
-@pytest.mark.skipif(not RECORDED.is_dir(), reason="../shared/data is absent")
-def test_recorded_groups_give_their_known_values():
-    path = RECORDED / "qwen_math_cot_100.jsonl"
+def test_recorded_groups_give_their_known_values(real):
+    path = real / "recorded_groups/qwen_math_cot_100.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     groups = [([p or None for p in row["pred"]], row["score"]) for row in rows]
 
