@@ -6,6 +6,7 @@ Contract of a plug-in file `eval/suites/<kind>.py`:
 * `load(config) -> list[Problem]`: the problems in the order of the file, ids unique, each with
   its gold, and subject and level where the format has them; a row that cannot be read raises
   `UserError` naming file and line.
+* `LANGUAGE`, "zh" where the questions are Chinese; English where it is not stated.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ from data_prep.config import PluginConfig, validate
 from data_prep.errors import UserError
 from data_prep.plugins import load_plugin
 from data_prep.schema import Problem
+
+# Suites that are asked for together.
+GROUPS = {
+    "core": ("gsm8k", "math500", "mgsm_zh", "cmath"),
+    "deepseek_math": ("gsm8k", "math", "mgsm_zh", "cmath"),
+    "grade_school": ("gsm8k", "gsm_hard", "svamp", "mgsm_en", "mgsm_zh", "cmath", "cmath_dev"),
+    "competition": ("math", "math500", "olympiadbench", "aime", "amc", "minerva"),
+    "chinese": ("mgsm_zh", "cmath", "cmath_dev"),
+}
 
 
 class SuiteConfig(PluginConfig):
@@ -45,6 +55,12 @@ class Suite:
 
     name: str
     config: SuiteConfig
+
+    @property
+    def language(self) -> str:
+        """Language of its questions."""
+        module = load_plugin("eval.suites", self.config.kind, where="suite")
+        return getattr(module, "LANGUAGE", "en")
 
     def load(self, limit: int = 0) -> list[Problem]:
         """Return its problems, the first `limit` of them where `limit` is above 0.
@@ -75,9 +91,9 @@ class Suite:
 def choose_suites(names: Iterable[str], paths: Mapping[str, str]) -> list[Suite]:
     """Return the suites that names stand for.
 
-    A name is a kind (`gsm8k`), a kind with a local file (`gsm8k=test.jsonl`), a file of one's
-    own (`mine.jsonl` with `question` and `answer`, suite `mine`; or `mine=rows.jsonl`), or a
-    plug-in file (`mine.py`).
+    A name is a kind (`gsm8k`), a kind with a local file (`gsm8k=test.jsonl`), a group of kinds
+    (`core`; see `GROUPS`), a file of one's own (`mine.jsonl` with `question` and `answer`, suite
+    `mine`; or `mine=rows.jsonl`), or a plug-in file (`mine.py`).
 
     Args:
         names: As above.
@@ -87,7 +103,7 @@ def choose_suites(names: Iterable[str], paths: Mapping[str, str]) -> list[Suite]
         UserError: A name is neither a kind nor a file, or comes twice.
     """
     suites: list[Suite] = []
-    for spec in names:
+    for spec in (kind for name in names for kind in GROUPS.get(name, (name,))):
         name, _, path = spec.partition("=")
         suite = _suite(name, path or paths.get(name, ""))
         if any(other.name == suite.name for other in suites):

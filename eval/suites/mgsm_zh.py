@@ -1,0 +1,20 @@
+"""MGSM in Chinese; see `eval.suites._mgsm` for the layouts that are read."""
+
+from __future__ import annotations
+
+from data_prep.schema import Problem
+from eval.suites import SuiteConfig
+from eval.suites._mgsm import load_mgsm
+
+LANGUAGE = "zh"
+
+
+class Config(SuiteConfig):
+    """A local copy by `path`, else the hub's juletxara/mgsm, configuration zh."""
+
+    kind: str = "mgsm_zh"
+
+
+def load(config: Config) -> list[Problem]:
+    """Return the 250 problems."""
+    return load_mgsm(config, LANGUAGE)
