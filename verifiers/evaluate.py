@@ -149,7 +149,8 @@ class Backend:
         try:
             value = Exact(self._rational_env()).value(node)
         except UnsupportedError as error:
-            if symbolic_names(node) <= set(self.env):
+            names = symbolic_names(node)
+            if names and names <= set(self.env):
                 raise UndefinedError("a bound that is no integer") from error
             raise
         if value.denominator != 1:

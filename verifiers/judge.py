@@ -140,13 +140,19 @@ def _undecided(
         from .isolated import judge
 
         return judge(gold, text, policy, started)
-    return _verdict(started, Outcome.INCORRECT, f"undecided_{why}", *shown)
+    detail = "no rule could tell whether the two are equal"
+    return _verdict(started, Outcome.ERROR, f"undecided_{why}", *shown, detail=detail)
 
 
 @lru_cache(maxsize=16384)
 def _read_gold(gold: str) -> Reading:
     boxes = extract(gold, "boxed_only").candidates if "box" in gold else ()
     return read(boxes[0].text if boxes else gold)
+
+
+def choice_wanted(gold: str) -> bool:
+    """Whether a gold is a choice letter, so that letters in prose count as answers."""
+    return _gold(gold)[2]
 
 
 @lru_cache(maxsize=16384)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -114,3 +115,8 @@ class Verdict:
         if known.get("steps") is not None:
             known["steps"] = tuple(known["steps"])
         return cls(**known)
+
+
+def elapsed_ms(started: float) -> float:
+    """Return the milliseconds since a reading of `time.perf_counter`."""
+    return (time.perf_counter() - started) * 1000.0

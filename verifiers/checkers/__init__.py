@@ -37,12 +37,14 @@ class Checker(ABC):
     Attributes:
         examples: `(gold, text, outcome)` rows that the conformance tests replay;
             at least one for each outcome that the checker means to return.
-        isolated: Whether a pool should give a row its own time limit before it
-            starts (true for everything but checkers that cannot be slow).
+        bounded: Whether `check` itself keeps within a second; a checker around a
+            library that may take forever is used in a pool only.
+        needs_endpoint: Whether it asks a server, so that examples prove nothing.
     """
 
     examples: ClassVar[tuple[tuple[str, str, str], ...]] = ()
-    isolated: ClassVar[bool] = True
+    bounded: ClassVar[bool] = True
+    needs_endpoint: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, gold: str, text: str) -> Verdict:
