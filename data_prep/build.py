@@ -14,7 +14,6 @@ checked and tokenised.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_prep import figures
-from data_prep.config import Config, dump_toml, override, plugin_config, read_toml, validate
+from data_prep.command_line import invocation, print_plan
+from data_prep.config import Config, plugin_config
 from data_prep.errors import UserError, command
 from data_prep.formatting import Formatter, load_formatter
 from data_prep.jsonl import write_json, write_rows
@@ -107,7 +107,8 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
         UserError: Anything in configuration or input that a user can mend; nothing was written.
     """
     profile = _profile(config.profile)
-    plan = {"data": config.model_dump(mode="json"), "seed": seed}
+    # The number of workers changes how long it takes, not what comes out.
+    plan = {"data": config.model_dump(mode="json", exclude={"workers"}), "seed": seed}
     stage = Stage(run, "data", plan, _inputs(config, profile))
     if stage.is_complete:
         print(f"data: complete, kept as it is ({stage.final})", file=sys.stderr)
@@ -261,39 +262,14 @@ def _tell(statistics: dict[str, Any], folder: Path, seconds: float) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run the stage from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.build", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="a run's configuration (TOML)")
-    parser.add_argument("--seed", type=int, help="in place of the configuration's")
-    parser.add_argument("--out", help="run folder in place of the configuration's")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be built")
-    options, rest = parser.parse_known_args(arguments)
-    table = read_toml(options.config)
-    for key in ("out", "data"):
-        if key not in table and not (key == "out" and options.out):
-            raise UserError(f"{options.config}, key {key!r}", "missing",
-                            "a complete run configuration", "start from pipeline/configs/cpu.toml")
-    # Validated under its own key, so that messages name `data.…` as the file spells it.
-    config = validate(_Run, {"data": table["data"]}, options.config).data
-    config = override(config, rest, program="python -m data_prep.build", description="[data]")
-    model = table.get("model")
-    config = with_model_tokenizer(config, model.get("path") if isinstance(model, dict) else None)
-    seed = options.seed if options.seed is not None else table.get("seed", 0)
-    if not isinstance(seed, int) or seed < 0:
-        raise UserError(f"{options.config}, key 'seed'", f"{seed!r}", "a number from 0", "mend it")
-    if options.dry_run:
-        print(f"# stage folder: {Path(options.out or table['out']) / 'data'}\nseed = {seed}\n")
-        print(dump_toml(_Run(data=config)), end="")
+    found = invocation(DataConfig, "data", "python -m data_prep.build", __doc__ or "", arguments)
+    model = found.table.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    config = with_model_tokenizer(found.config, path)
+    if found.is_dry:
+        print_plan(found, "data", config)
         return
-    print(build(config, Path(options.out or table["out"]), seed))
-
-
-class _Run(Config):
-    """The part of a run's configuration that this script reads."""
-
-    data: DataConfig
+    print(build(config, found.run, found.seed))
 
 
 if __name__ == "__main__":

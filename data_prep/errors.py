@@ -33,6 +33,10 @@ class UserError(Exception):
             parts.append(f"what to do: {fix}")
         super().__init__("\n  ".join(parts))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str, str]]:
+        """Pickle by the four parts, so that an error comes back whole from a worker process."""
+        return type(self), (self.where, self.found, self.expected, self.fix)
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return "did you mean …?" for the closest choice, or an empty string."""

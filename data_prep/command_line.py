@@ -1,0 +1,82 @@
+"""What the stages of this package share on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import create_model
+
+from data_prep.config import Config, dump_toml, override, read_toml, validate
+from data_prep.errors import UserError
+
+C = TypeVar("C", bound=Config)
+
+
+class Invocation(NamedTuple, Generic[C]):
+    """What a command line asks for.
+
+    Attributes:
+        config: The stage's table, overrides applied.
+        run: The run folder.
+        seed: The run's seed.
+        table: The whole file.
+        is_dry: Whether only to print what would be built.
+    """
+
+    config: C
+    run: Path
+    seed: int
+    table: dict[str, Any]
+    is_dry: bool
+
+
+def invocation(
+    model: type[C], section: str, program: str, description: str, arguments: list[str]
+) -> Invocation[C]:
+    """Read a stage's table of a run's configuration, with overrides; other tables are ignored.
+
+    Args:
+        model: The table's model.
+        section: The table's name.
+        program: How the script is called.
+        description: For `--help`.
+        arguments: The command line.
+
+    Raises:
+        UserError: The file is missing or broken, or a key or value is not allowed.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Any key of [{section}] can be overridden, such as --tokenizer.vocab-size 512.",
+    )
+    parser.add_argument("--config", required=True, help="a run's configuration (TOML)")
+    parser.add_argument("--seed", type=int, help="in place of the configuration's")
+    parser.add_argument("--out", help="run folder in place of the configuration's")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be built")
+    options, rest = parser.parse_known_args(arguments)
+    table = read_toml(options.config)
+    for key in ("out", section):
+        if key not in table and not (key == "out" and options.out):
+            raise UserError(
+                f"{options.config}, key {key!r}", "missing", f"`out` and a table [{section}]",
+                "start from one of the shipped configurations",
+            )
+    # Validated under its own key, so that messages name `data.…` as the file spells it.
+    whole = create_model("Run", __base__=Config, **{section: (model, ...)})
+    config = getattr(validate(whole, {section: table[section]}, options.config), section)
+    config = override(config, rest, program=program, description=f"[{section}]")
+    seed = options.seed if options.seed is not None else table.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"{options.config}, key 'seed'", f"{seed!r}", "a number from 0", "mend it")
+    run = Path(options.out or table["out"])
+    return Invocation(config, run, seed, table, options.dry_run)
+
+
+def print_plan(found: Invocation[Any], section: str, config: Config) -> None:
+    """Print what would be built: the stage's folder, the seed, the resolved table."""
+    print(f"# stage folder: {found.run / section}\nseed = {found.seed}\n")
+    whole = create_model("Run", __base__=Config, **{section: (type(config), ...)})
+    print(dump_toml(whole(**{section: config})), end="")

@@ -1,0 +1,110 @@
+"""Output shards: sequences of tokens with their documents, Arrow files that are memory-mapped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.int8())),
+        ("starts", pa.list_(pa.int32())),
+        ("source", pa.list_(pa.int16())),
+        ("number", pa.list_(pa.int64())),
+    ]
+)
+
+
+class Document(NamedTuple):
+    """Where one row's tokens lie.
+
+    Attributes:
+        chunk: Stem of the chunk's files.
+        offset: First token in them.
+        length: Tokens.
+        source: Index of the source.
+        number: Row number in the source's file.
+    """
+
+    chunk: str
+    offset: int
+    length: int
+    source: int
+    number: int
+
+
+class TokenFiles:
+    """Reads rows at random from the chunks' flat files, without mapping them into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open nothing yet."""
+        self.folder = folder
+        self._open: dict[str, int] = {}
+
+    def read(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+        """Return (input ids int32, mask int8) of a row."""
+        ids = self._bytes(f"{document.chunk}.ids", 4 * document.offset, 4 * document.length)
+        mask = self._bytes(f"{document.chunk}.mask", document.offset, document.length)
+        return np.frombuffer(ids, dtype=np.int32), np.frombuffer(mask, dtype=np.int8)
+
+    def _bytes(self, name: str, offset: int, size: int) -> bytes:
+        if name not in self._open:
+            self._open[name] = os.open(self.folder / name, os.O_RDONLY)
+        data = os.pread(self._open[name], size, offset)
+        if len(data) != size:
+            raise OSError(f"{self.folder / name}: {len(data)} bytes at {offset}, expected {size}")
+        return data
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+def write_shard(path: Path, sequences: Sequence[Sequence[Document]], files: TokenFiles) -> None:
+    """Write one shard under a temporary name, sync, rename.
+
+    Columns: the documents' tokens joined, their masks joined, where each document starts, and of
+    each document the source's index and its row number.
+    """
+    ids: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    for sequence in sequences:
+        for document in sequence:
+            one, two = files.read(document)
+            ids.append(one)
+            masks.append(two)
+    tokens = [sum(document.length for document in sequence) for sequence in sequences]
+    documents = [len(sequence) for sequence in sequences]
+    starts = [
+        np.cumsum([0, *(document.length for document in sequence[:-1])]) for sequence in sequences
+    ]
+    flat = [document for sequence in sequences for document in sequence]
+    table = pa.table(
+        [
+            _lists(np.concatenate(ids), tokens),
+            _lists(np.concatenate(masks), tokens),
+            _lists(np.concatenate(starts).astype(np.int32), documents),
+            _lists(np.array([document.source for document in flat], dtype=np.int16), documents),
+            _lists(np.array([document.number for document in flat], dtype=np.int64), documents),
+        ],
+        schema=SCHEMA,
+    )
+    temporary = path.with_name(f"{path.name}.tmp")
+    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        writer.write_table(table)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _lists(values: np.ndarray, lengths: Sequence[int]) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
