@@ -289,6 +289,8 @@ def _is_set(node: Node) -> bool:
 
 
 def _sets(a: Node, b: Node) -> str | None:
+    if a[0] == b[0] == "rel" and symbols(a) != symbols(b):
+        return None  # x > 3 and y > 3 say different things
     a, b = _member(a), _member(b)
     if a[0] == b[0] == "set":
         first, second = _distinct(a[1]), _distinct(b[1])

@@ -198,6 +198,8 @@ def _by_digits(a: Node, b: Node, names: list[Any]) -> bool:
                 continue
             except (ArithmeticError, ValueError, TypeError) as error:
                 raise UndecidedError("unsupported") from error
+        if _has_value(a) != _has_value(b):
+            return False
         raise UndecidedError("undefined")
     for env, mode in _points(names, complexly):
         if mode == "whole" and counted >= 3:
@@ -217,6 +219,14 @@ def _by_digits(a: Node, b: Node, names: list[Any]) -> bool:
     if not complexly and "UnsupportedError" not in reasons:
         return _by_complex_points(a, b, names)
     raise UndecidedError("unsupported" if "UnsupportedError" in reasons else "too_large")
+
+
+def _has_value(node: Node) -> bool:
+    """Whether a constant expression has a value at all, real or complex."""
+    try:
+        return agree(node, node, {}, imaginary=True)
+    except (UndefinedError, ValueError, TypeError):
+        return False
 
 
 def _by_complex_points(a: Node, b: Node, names: list[Any]) -> bool:

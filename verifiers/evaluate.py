@@ -90,7 +90,7 @@ class Backend:
         if kind == "app":
             return self.application(node)
         if kind == "based":
-            return self.number(Fraction(in_base(node)))
+            return self.number(in_base(node))
         if kind == "big":
             return self.big(node)
         raise UnsupportedError(kind)
@@ -212,14 +212,15 @@ def _bind(node: Any) -> Any:
     return node
 
 
-def in_base(node: Node) -> int:
+def in_base(node: Node) -> Fraction:
     """Return the value of `("based", digits, base)`.
 
     Raises:
         UndefinedError: A digit is not one of the base.
     """
+    whole, _, places = node[1].partition(".")
     try:
-        return int(node[1], node[2])
+        return Fraction(int(whole + places, node[2]), node[2] ** len(places))
     except ValueError as error:
         raise UndefinedError(f"{node[1]} is not a number in base {node[2]}") from error
 
@@ -326,6 +327,8 @@ def _integer_function(name: str, args: list[Fraction]) -> Fraction:
         raise UnsupportedError(name)
     if any(arg.denominator != 1 for arg in args):
         raise UnsupportedError(f"{name} of a fraction")
+    if len(args) < 2 and name in ("binom", "mod", "gcd", "lcm"):
+        raise UnsupportedError(f"{name} of one argument")
     ints = [int(arg) for arg in args]
     if name in ("factorial", "factorial2"):
         if ints[0] < 0:
@@ -475,6 +478,8 @@ class Real(Backend):
             value = apply(self, name, [self.value(arg) for arg in node[2]])
         except (ValueError, ZeroDivisionError) as error:
             raise UndefinedError(str(error)) from error
+        except (IndexError, TypeError) as error:
+            raise UnsupportedError(f"{name} with {len(node[2])} arguments") from error
         except OverflowError as error:
             raise TooLargeError(name) from error
         if isinstance(value, complex) and not self.imaginary:

@@ -59,6 +59,12 @@ _LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-Ja-j])\)?(?![A-Za-z'’]|\s*=)")
 _UPPER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-J])\)?(?![A-Za-z'’]|\s*=)")
 _BLANK = re.compile(r"(?:\s|~|\$|\\[,;:! ]|\\q?quad|\\text\s*\{\s*\}|\{\s*\}|\.{3}|\\l?dots)*")
 _TAIL = 4000
+# A bare answer longer than this is no answer with a few words around it.
+_BARE = 240
+_DENIAL = re.compile(
+    r"\b(?:cannot|can't|can not|could not|unable|impossible|undetermined|insufficient|not enough"
+    r"|contradict\w*|incomplete|no such|does not exist|unclear)\b|无法|不能确定", re.IGNORECASE
+)  # fmt: skip
 
 
 class Candidate(NamedTuple):
@@ -121,6 +127,8 @@ def _answer(text: str, choice: bool) -> Extraction:
     boxes = last_boxes(text) if "box" in text or "\x08oxed" in text else []
     if boxes:
         return _boxed(text, choice, boxed_only=False)
+    if len(whole.text) > _BARE:
+        return Extraction((whole,))
     rest = _boxed(text, choice, boxed_only=False)
     return Extraction((whole, *(c for c in rest.candidates if c.text != whole.text)))
 
@@ -268,7 +276,9 @@ def _tail(text: str, begin: int, choice: bool) -> Extraction:
         letters = list(_UPPER.finditer(text, max(start, end - 400), end))
         if letters:
             return Extraction((Candidate(letters[-1].group(1), *letters[-1].span(1), "tail"),))
-    found.extend(_inside(text, max(start, end - _TAIL), end, choice, "tail"))
+    # "It cannot be determined whether 5 ..." does not answer 5.
+    if _DENIAL.search(text, max(start, end - 300), end) is None:
+        found.extend(_inside(text, max(start, end - _TAIL), end, choice, "tail"))
     return Extraction(tuple(found), "" if found else "no_answer_found")
 
 
@@ -315,6 +325,9 @@ def _last_piece(text: str, start: int, end: int) -> tuple[int, int] | None:
         low += 1
     while high > low and text[high - 1] in " \t\n=:：,;.*，、$(":
         high -= 1
+    # "$480 a week" leaves the article behind.
+    if text[low:high].endswith(" a"):
+        high -= 2
     return (low, high) if low < high else None
 
 

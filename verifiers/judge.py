@@ -97,6 +97,11 @@ def verify_slow(gold: str, text: str, *, policy: str = "boxed") -> Verdict:
         rule = _compare(wanted, reading)
     except UndecidedError as error:
         return _undecided(started, gold, text, policy, shown, str(error))
+    except RecursionError:
+        return _undecided(started, gold, text, policy, shown, "too_deep")
+    except Exception as error:  # a slip of ours must not end a run; fuzzing looks for it
+        detail = f"{type(error).__name__}: {error}"
+        return _verdict(started, Outcome.ERROR, "internal", *shown, detail=detail)
     if rule is None:
         return _verdict(started, Outcome.INCORRECT, "different", *shown)
     return _verdict(started, Outcome.CORRECT, rule, *shown)

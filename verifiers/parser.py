@@ -35,8 +35,8 @@ _OPEN_OPS = frozenset({"(", "[", "{", "\\{"})
 _PREFIX_CMDS = frozenset(
     "frac sqrt binom pi infty sum prod int lim lfloor lceil langle begin imath angle triangle "
     "overline overrightarrow vec hat bar widehat tilde dot ddot mathbf emptyset Rset Zset Nset "
-    "Qset Cset textcircled ldots nabla partial choose stackrel iint iiint oint square cancel "
-    "not overarc overbrace underbrace odot oplus Box checkmark top dagger".split()
+    "Qset Cset textcircled ldots nabla partial square "
+    "overarc overbrace underbrace odot oplus Box checkmark top dagger".split()
 )
 _ACCENTS = frozenset("overrightarrow vec hat bar widehat tilde dot ddot overarc overbrace underbrace widetilde".split())
 _ATOMS = frozenset("angle triangle square Box nabla partial checkmark odot oplus dagger parallel perp".split())
@@ -142,6 +142,8 @@ class ExpressionParser:
             if self.is_op("*") or self.is_cmd("times", "cdot"):
                 self.take()
                 left = _times(left, self._factor())
+            elif self.is_op("/") and self.peek(1).kind == "word":
+                return left  # "25000 / year": a unit, not a divisor
             elif self.is_op("/") or self.is_cmd("div"):
                 self.take()
                 left = ("div", left, self._divisor())
@@ -255,7 +257,7 @@ class ExpressionParser:
             elif self.is_op("%"):
                 self.take()
                 node = ("pct", node)
-            elif self.is_op("_") and node[0] in ("num", "group", "sym", "based"):
+            elif self.is_op("_") and node[0] in ("num", "dec", "group", "sym", "based"):
                 node = self._subscript(node)
             elif self.is_cmd("circ") and node[0] == "num":
                 self.take()
@@ -276,9 +278,13 @@ class ExpressionParser:
         if node[0] == "sym":
             return ("sym", f"{node[1]}_{label}")
         base = {"two": "2", "three": "3", "eight": "8", "ten": "10", "sixteen": "16"}.get(label, label)
-        if node[0] != "num" or not base.isdigit() or not 2 <= int(base[:3]) <= 36:
+        if node[0] not in ("num", "dec") or not base.isdigit() or not 2 <= int(base[:3]) <= 36:
             raise ParseError(f"{label!r} is not a number base")
-        return ("based", str(node[1]), int(base))
+        digits = str(node[1])
+        if node[0] == "dec":
+            scaled = str(int(node[1] * 10 ** node[2])).rjust(node[2] + 1, "0")
+            digits = f"{scaled[: -node[2]]}.{scaled[-node[2] :]}"
+        return ("based", digits, int(base))
 
     def _skip_braces(self) -> None:
         depth = 0

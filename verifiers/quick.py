@@ -53,12 +53,16 @@ def tidy(text: str) -> str:
         The answer without its wrapping.
     """
     text = text.strip()
+    if text[:1] == "#":
+        text = text.lstrip("#").lstrip()
     while True:
         before = text
         if text[-1:] in ".。" and len(text) > 1 and text[-2:-1] != ".":
             text = text[:-1].rstrip()
             if text.endswith("\\"):  # the "\." of "\right."
                 return before
+        if text[:1] == text[-1:] == '"' and text.count('"') == 2:
+            text = text[1:-1].strip()
         if text[:1] in "$\\*":
             match = _WRAPPED.match(text)
             if match is not None and _one_formula(match.group(1), text):

@@ -10,7 +10,7 @@ from . import chinese, glyphs, quick, special
 from .parser import Node, ParseError
 from .structure import parse
 from .tokens import LexError, tokenize
-from .words import STATEMENT_WORDS
+from .words import GREEK, STATEMENT_WORDS
 
 _LEAD = re.compile(
     r"^(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|result|solution)s?(?:\s+(?:is|are))?\s*[:：=]?\s*(?=\S)",
@@ -27,7 +27,7 @@ _SPACED = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s
 _COMMA_DECIMAL = re.compile(r"([-+]?\s*\d+),(\d+)(\s*(?:\\?%|[€$]|\\text\s*\{[^{}]*\}|[A-Za-z]{1,4})?)")
 _DAMAGED = {"\x0crac": "\\frac", "\times": "\\times", "\text": "\\text", "\theta": "\\theta", "\tan": "\\tan", "\x08oxed": "\\boxed", "\x08inom": "\\binom", "\x08egin": "\\begin", "\right": "\\right", "\rangle": "\\rangle"}  # fmt: skip
 _DOUBLED = re.compile(r"\\\\(?=(?:d?frac|sqrt|left|right|text|le\b|ge\b|leq|geq|pi|cup|cap|in\b|infty|times|cdot|begin|end|mathrm|boxed|circ|binom|pm|neq))")
-_SINGLE_UNIT = re.compile(r"([-+]?[\d.,]+)(\s+(?:m|g|s|h|L|l|t)|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?))")
+_SINGLE_UNIT = re.compile(r"([-+]?[\d.,]+)(\s+(?:m|g|s|h|L|l|t)|\s*[gL]|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?)|\s*(?:m|km|cm)/(?:s|h)(?:\^\{?2\}?)?)")
 _MAX_CHARS = 60000
 
 
@@ -102,13 +102,15 @@ def tidy_up(text: str) -> str:
     text = glyphs.to_latex(text)
     text = _dollars(text)
     text = quick.tidy(text.replace("**", "^") if re.search(r"\w\*\*\w", text) else text.strip("*"))
+    text = re.sub(r'"([^"]*)"', r"\1", text)
+    text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text)
     text = _ABOUT.sub("", text)
     text = _LEAD.sub("", text, count=1) if len(text) > 8 else text
     while text.endswith("}") and text.count("}") > text.count("{"):
         text = text[:-1].rstrip()
     if "\n" in text and "\\begin" not in text:
         text = re.sub(r"\n\s*\n", " ; ", text.strip())
-    return quick.tidy(text.rstrip("\\").rstrip() if text.endswith("\\") else text)
+    return quick.tidy(re.sub(r"[\\,;\s]+$", "", text))
 
 
 def _dollars(text: str) -> str:
@@ -139,7 +141,7 @@ def _forms(clean: str) -> list[str]:
         forms.append(base)
     unit = _SINGLE_UNIT.fullmatch(base)
     if unit is not None:
-        forms.append(unit.group(1).replace(",", "") + re.sub(r"([A-Za-z]+)", r"\\text{ \1}", unit.group(2)))
+        forms.append(unit.group(1).replace(",", "") + re.sub(r"([A-Za-z]+)", r"\\text{ \1}", unit.group(2)).replace("/", "\\text{ per }"))
     label = _LABEL.match(base)
     if label is not None and not _states(label.group(1)):
         forms.extend(_join_thousands(form[label.end() :]) for form in (base,))
@@ -148,7 +150,7 @@ def _forms(clean: str) -> list[str]:
 
 def _states(label: str) -> bool:
     found = {w.lower() for w in re.findall(r"[A-Za-z']+", label)} - {"is", "are", "total", "at", "the"}
-    return bool(found & STATEMENT_WORDS)
+    return bool(found & (STATEMENT_WORDS | GREEK))
 
 
 def _join_thousands(text: str) -> str:
@@ -176,4 +178,5 @@ def _normal(clean: str) -> str:
 def _squeeze(clean: str) -> str:
     text = re.sub(r"\\(?:left|right|displaystyle|text|mathrm|mbox|textbf|mathbf|operatorname|big|Big|q?quad|[,;:! ])", "", clean)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    return re.sub(r"[\s$~{}]|\.$", "", text)
+    # A blank between two digits or letters, and every brace, carries meaning.
+    return re.sub(r"[\s~]+(?!\w)|(?<!\w)[\s~]+|\$|\.$", "", text)

@@ -113,7 +113,15 @@ def is_known_zero(node: Node) -> bool:
     return exact(node) == 0
 
 
+def _is_infinite(node: Any) -> bool:
+    return isinstance(node, tuple) and (
+        node == ("const", "infty") or node[:1] != ("big",) and any(map(_is_infinite, node))
+    )
+
+
 def _values(a: Node, b: Node) -> str | None:
+    if _is_infinite(a) or _is_infinite(b):
+        return None  # the same infinity is the same tree
     undecided: UndecidedError | None = None
     try:
         if equal(a, b):

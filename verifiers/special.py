@@ -24,7 +24,8 @@ def plain(text: str) -> str:
         if shorter == text:
             break
         text = shorter
-    text = re.sub(r"\\(?:[,;:! ]|q?quad)|~", " ", text)
+    text = text.replace("\\!", "").replace("\\displaystyle", "")
+    text = re.sub(r"\\(?:[,;: ]|q?quad)|~", " ", text)
     return " ".join(text.replace("{", " ").replace("}", " ").split()).strip(" .!。")
 
 

@@ -46,6 +46,9 @@ def parse(text: str) -> Node:
 class Parser(ExpressionParser):
     """Reads whole answers from tokens."""
 
+    # Whether a colon makes a ratio; in a set builder it divides.
+    ratios = True
+
     def items(self, done: Callable[[], bool]) -> Node:
         """Read a list up to where `done` says; a single item comes back bare."""
         self.enter()
@@ -109,6 +112,8 @@ class Parser(ExpressionParser):
     def item(self) -> Node:
         """Read one item of a list: a value, a relation, a set."""
         self.enter()
+        if self.is_cmd("approx"):
+            self.take()  # "≈ 8.24" alone is the value 8.24
         parts: list[object] = [self.side()]
         while True:
             token = self.peek()
@@ -119,7 +124,10 @@ class Parser(ExpressionParser):
                 break
             self.at += 1
             parts.append(token.text)
-            parts.append(self.side())
+            side = self.side()
+            if token.text in ("in", "notin") and side[0] == "sym" and side[1] in ("R", "Z", "N", "Q", "C"):
+                side = ("std", side[1])
+            parts.append(side)
         if self.is_cmd("pmod", "implies", "iff"):
             if self.peek().text != "pmod":
                 raise ParseError("an implication is no answer")
@@ -130,7 +138,7 @@ class Parser(ExpressionParser):
 
     def side(self) -> Node:
         """Read one side of a relation: a sum, a union of sets, a ratio, a quantity."""
-        if self.is_op("=") or self.is_cmd("approx"):
+        if self.is_op("="):
             raise ParseError("a relation without its left side")
         left = self._operand()
         while self.is_cmd("cup", "cap", "setminus") or (
@@ -139,7 +147,7 @@ class Parser(ExpressionParser):
             name = {"-": "setminus"}.get(self.peek().text, self.peek().text)
             self.at += 1
             left = ("setop", name, left, self._operand())
-        if self.is_op(":") and left[0] not in ("group", "set", "list"):
+        if self.is_op(":") and self.ratios and left[0] not in ("group", "set", "list"):
             parts = [left]
             while self.is_op(":"):
                 self.at += 1
@@ -160,8 +168,10 @@ class Parser(ExpressionParser):
     def _unit(self, node: Node, money: str) -> Node:
         """Read the unit after a value: words with exponents, `/` and `per`."""
         words: list[str] = [money] if money else []
-        if node[0] == "deg" and self.peek().kind == "id" and self.peek().text in ("C", "F"):
-            return ("qty", node[1], (self.take().text,))
+        inner = node[1] if node[0] == "neg" else node
+        if inner[0] == "deg" and self.peek().kind == "id" and self.peek().text in ("C", "F"):
+            degrees = ("neg", inner[1]) if node[0] == "neg" else inner[1]
+            return ("qty", degrees, (self.take().text,))
         while True:
             token = self.peek()
             if token.kind == "word":
@@ -175,7 +185,7 @@ class Parser(ExpressionParser):
             elif self.is_op("^") and words:
                 self.take()
                 words.append(f"^{self._power()}")
-            elif (
+            elif (self.is_op("/") and self.peek(1).kind == "word") or (
                 words
                 and (self.is_op("/") or self.is_cmd("cdot"))
                 and self.peek(1).kind in ("word", "id")
@@ -245,7 +255,9 @@ class Parser(ExpressionParser):
 
     def _set(self, closers: tuple[str, ...]) -> Node:
         bars, self.bars = self.bars, 1  # a bar inside a set builder divides
+        self.ratios = False
         inner = self.items(lambda: self.is_op(*closers, "|", ":"))
+        self.ratios = True
         if self.is_op("|", ":"):
             self.take()
             self.bars = 0

@@ -180,6 +180,8 @@ def _command(
         if name in ("quad", "qquad"):
             out.append(Token("sep", "quad", glued))
         return at
+    if name in ("phantom", "hphantom", "vphantom"):
+        return _closing(text, at, end) + 1 if text[at : at + 1] == "{" else at
     if name in _TEXTUAL:
         return _wrapped(name, text, at, end, out, glued, depth)
     if name in ("and", "or", "not"):
@@ -243,6 +245,8 @@ def _letters(value: str, out: list[Token], glued: bool, prose: bool) -> None:
     lower = value.lower()
     if lower in CONNECTIVES:
         out.append(Token("sep", lower, glued))
+    elif lower == "min" and prose and out and out[-1].kind == "num":
+        out.append(Token("word", value, glued))
     elif value in FUNCTIONS or (lower in FUNCTIONS and len(value) > 2):
         out.append(Token("fn", FUNCTIONS[value if value in FUNCTIONS else lower], glued))
     elif lower in PLAIN_CONSTANTS and (value == lower or len(value) > 2):

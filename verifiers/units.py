@@ -152,5 +152,10 @@ def compatible(first: Unit, second: Unit) -> Fraction | None:
             return Fraction(1) if shared else None
         return Fraction(1)
     if first.dimensions != second.dimensions:
+        # A pound may be money or a weight; the other side says which.
+        pair = {first.dimensions, second.dimensions}
+        pounds = Fraction(UNITS["pound"][0])
+        if pair == {(("gbp", 1),), (("M", 1),)} and pounds in (first.factor, second.factor):
+            return Fraction(1)
         return None
     return second.factor / first.factor

@@ -113,7 +113,7 @@ UNITS |= {_name: (_factor, {_code: 1}) for _name, (_code, _factor) in _OTHER_MON
 # Plain runs of letters that are units, not products of variables.
 UNIT_WORDS = frozenset(
     {name.lower() for name in UNITS if len(name) > 1 and name.isascii()}
-    | {name.lower() + "s" for name in UNITS if len(name) > 2 and name.isascii()}
+    | {name.lower() + "s" for name in UNITS if len(name) > 1 and name.isascii()}
     | set(MAGNITUDES)
     | FILLER_WORDS
     | STATEMENT_WORDS
