@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,7 +130,7 @@ class Converter:
                     findings.append({"reason": item.reason, "where": item.error.where,
                                      "found": item.error.found})
                 continue
-            messages, group = _conversation(item)
+            messages, group = conversation_of(item)
             leak = self._leak(messages, str(place), findings)
             if leak == "leaked" or (leak == "flagged" and self.config.on_flagged == "remove"):
                 reasons[leak] += 1
@@ -229,7 +230,7 @@ class Converter:
         ]
 
 
-def _conversation(item: Item) -> tuple[list[Message], str]:
+def conversation_of(item: Item) -> tuple[list[Message], str]:
     """Return (messages, the problem that it is a rewrite of) of an item to train on.
 
     Raises:
@@ -259,7 +260,7 @@ def _without_last_turn(messages: Sequence[Message]) -> list[Message]:
 
 def _flat(path: Path, rows: Sequence[Sequence[int]], dtype: np.dtype[Any]) -> None:
     total = sum(map(len, rows))
-    values = np.fromiter((value for row in rows for value in row), dtype=dtype, count=total)
+    values = np.fromiter(chain.from_iterable(rows), dtype=dtype, count=total)
     with path.open("wb") as file:
         file.write(values.tobytes())
         file.flush()

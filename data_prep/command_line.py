@@ -65,8 +65,8 @@ def invocation(
                 "start from one of the shipped configurations",
             )
     # Validated under its own key, so that messages name `data.…` as the file spells it.
-    whole = create_model("Run", __base__=Config, **{section: (model, ...)})
-    config = getattr(validate(whole, {section: table[section]}, options.config), section)
+    whole = validate(_holder(model, section), {section: table[section]}, options.config)
+    config = getattr(whole, section)
     config = override(config, rest, program=program, description=f"[{section}]")
     seed = options.seed if options.seed is not None else table.get("seed", 0)
     if not isinstance(seed, int) or seed < 0:
@@ -78,5 +78,10 @@ def invocation(
 def print_plan(found: Invocation[Any], section: str, config: Config) -> None:
     """Print what would be built: the stage's folder, the seed, the resolved table."""
     print(f"# stage folder: {found.run / section}\nseed = {found.seed}\n")
-    whole = create_model("Run", __base__=Config, **{section: (type(config), ...)})
-    print(dump_toml(whole(**{section: config})), end="")
+    print(dump_toml(_holder(type(config), section)(**{section: config})), end="")
+
+
+def _holder(model: type[Config], section: str) -> type[Config]:
+    """Return a model whose only key is the section."""
+    fields: Any = {section: (model, ...)}
+    return create_model("Run", __base__=Config, **fields)

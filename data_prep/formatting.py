@@ -177,6 +177,10 @@ class Formatter:
                 pieces.append(Piece(text[position:stop], None, inside))
         return pieces
 
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text in which nothing is a control token."""
+        return self._encode_one(text)
+
     def _encode_one(self, text: str) -> list[int]:
         return self._plain.encode(text, add_special_tokens=False).ids
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,10 @@ class Ingredient(Config):
     count: int = Field(default=0, ge=0)
     weight: float = Field(default=0.0, ge=0.0)
     pool: int = Field(default=0, ge=0)
+
+    def training(self) -> Any:
+        """Return the source's configuration with its train split only."""
+        return self.source.model_copy(update={"validation": "", "test": ""})
 
 
 class Suite(Config):

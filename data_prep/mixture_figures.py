@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.candidates import Candidates
 from data_prep.figures import length_figures
 from data_prep.mixture_config import MixtureConfig
-from data_prep.selection import Candidates, Selection
+from data_prep.selection import Selection
 
 BUCKETS = 32
 EXAMPLES = 10

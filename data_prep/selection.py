@@ -14,40 +14,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data_prep.candidates import Candidates
 from data_prep.near import near_duplicates
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """All converted rows, one array an attribute; rows in any order.
-
-    Attributes:
-        source: Index of the source, int32.
-        chunk: Index of the chunk, int32.
-        row: Row within its chunk, int32.
-        number: Row number in the source's file, int64.
-        rank: Seeded hash that orders a source's rows, uint64.
-        text_key: Of the whole normalised text, uint64.
-        question_key: Of the first user turn, uint64.
-        group_key: Of the problem that it is a rewrite of, uint64.
-        numbers_key: Of the text's numbers, uint64.
-        length: Tokens, int32.
-        assistant: Tokens that carry loss, int32.
-        signature: MinHash, uint32 [rows, permutations].
-    """
-
-    source: np.ndarray
-    chunk: np.ndarray
-    row: np.ndarray
-    number: np.ndarray
-    rank: np.ndarray
-    text_key: np.ndarray
-    question_key: np.ndarray
-    group_key: np.ndarray
-    numbers_key: np.ndarray
-    length: np.ndarray
-    assistant: np.ndarray
-    signature: np.ndarray
 
 
 @dataclass

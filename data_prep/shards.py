@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 SCHEMA = pa.schema(
     [
@@ -46,6 +50,7 @@ class TokenFiles:
         """Open nothing yet."""
         self.folder = folder
         self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def read(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
         """Return (input ids int32, mask int8) of a row."""
@@ -54,8 +59,9 @@ class TokenFiles:
         return np.frombuffer(ids, dtype=np.int32), np.frombuffer(mask, dtype=np.int8)
 
     def _bytes(self, name: str, offset: int, size: int) -> bytes:
-        if name not in self._open:
-            self._open[name] = os.open(self.folder / name, os.O_RDONLY)
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = os.open(self.folder / name, os.O_RDONLY)
         data = os.pread(self._open[name], size, offset)
         if len(data) != size:
             raise OSError(f"{self.folder / name}: {len(data)} bytes at {offset}, expected {size}")
@@ -66,6 +72,37 @@ class TokenFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+def write_shards(
+    folder: Path, split: str, documents: Sequence[Document], sequences: Sequence[Sequence[int]],
+    size: int, workers: int,
+) -> None:
+    """Write the shards of a split that are not there yet.
+
+    Args:
+        folder: The stage's folder; tokens lie in its `chunks`.
+        split: "train" or "validation".
+        documents: The split's rows.
+        sequences: Rows of each sequence, sequences in training order.
+        size: Sequences a shard.
+        workers: Threads; the work is copying bytes, which needs no processes of its own.
+    """
+    count = -(-len(sequences) // size)
+    files = TokenFiles(folder / "chunks")
+
+    def write(index: int) -> None:
+        chosen = sequences[index * size : (index + 1) * size]
+        path = folder / f"{split}-{index:05d}-of-{count:05d}.arrow"
+        if not path.is_file():
+            write_shard(path, [[documents[row] for row in one] for one in chosen], files)
+
+    with ThreadPoolExecutor(workers) as pool, tqdm(
+        total=count, desc=f"write {split}", unit="shard", file=sys.stderr, disable=not count
+    ) as bar:
+        for _ in pool.map(write, range(count)):
+            bar.update()
+    files.close()
 
 
 def write_shard(path: Path, sequences: Sequence[Sequence[Document]], files: TokenFiles) -> None:

@@ -1,0 +1,89 @@
+"""Worker processes that convert chunks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.chunk import Converter, Task
+from data_prep.decontaminate import Index, Question
+from data_prep.formatting import load_formatter
+from data_prep.mixture_config import MixtureConfig
+from data_prep.reading import Rejected, items
+from data_prep.schema import Problem
+from data_prep.tokenizer import load_tokenizer
+
+# Set once in every worker process by `_start`.
+_worker: dict[str, Converter] = {}
+
+
+def questions(config: MixtureConfig) -> list[Question]:
+    """Return the questions of every evaluation suite.
+
+    Raises:
+        UserError: A suite's row is malformed.
+    """
+    found = []
+    for suite in config.suites:
+        for item in items(suite.source):
+            if isinstance(item, Rejected):
+                # A row without a usable gold is a question all the same, but its text is gone;
+                # only malformed ones end the build.
+                if item.reason == "bad_row" and item.error is not None:
+                    raise item.error
+            elif isinstance(item, Problem):
+                found.append(Question(suite.name, item.where, item.question))
+    return found
+
+
+def convert_chunks(
+    config: MixtureConfig, seed: int, folder: Path, tasks: Sequence[Task]
+) -> None:
+    """Convert every chunk that is not whole yet.
+
+    Args:
+        config: The mixture's.
+        seed: Decides ranks.
+        folder: The stage's folder, with the tokenizer.
+        tasks: All chunks.
+
+    Raises:
+        UserError: A row is bad and its policy is "fail".
+    """
+    left = [task for task in tasks if not (task.folder / f"{task.name}.json").is_file()]
+    start = (config, seed, str(folder / "tokenizer"))
+    with tqdm(total=len(left), desc="convert", unit="chunk", file=sys.stderr) as bar:
+        if config.workers == 1 or len(left) < 2:
+            converter = _converter(*start)
+            for task in left:
+                converter.run(task)
+                bar.update()
+            return
+        # Spawned, not forked: the tokenizer's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(config.workers, _start, start) as pool:
+            for _ in pool.imap_unordered(_run, left):
+                bar.update()
+            pool.close()
+            pool.join()
+
+
+def _converter(config: MixtureConfig, seed: int, tokenizer: str) -> Converter:
+    formatter = load_formatter(load_tokenizer(tokenizer), config.profile)
+    index = Index(questions(config)) if config.suites else None
+    return Converter(config, seed, formatter, index)
+
+
+def _start(config: MixtureConfig, seed: int, tokenizer: str) -> None:
+    # One process a core is enough; the tokenizer's own threads would only get in the way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker["converter"] = _converter(config, seed, tokenizer)
+
+
+def _run(task: Task) -> None:
+    _worker["converter"].run(task)

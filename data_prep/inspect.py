@@ -1,0 +1,92 @@
+r"""Shows rows of a data or mixture stage in the terminal, as tokens with their mask.
+
+    python -m data_prep.inspect runs/cpu/data --row 3
+    python -m data_prep.inspect runs/sft/mixture --split validation --row 0 --plain
+
+Tokens that carry loss are green, control tokens red; with `--plain` (or where the output is not a
+terminal) each token is a line: index, mask, id, text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_prep.errors import UserError, command
+from data_prep.loader import Sequences
+from data_prep.tokenizer import load_tokenizer
+
+GREEN, RED, DIM, OFF = "\x1b[42;30m", "\x1b[31;1m", "\x1b[2m", "\x1b[0m"
+
+
+def read_row(stage: Path, split: str, row: int) -> tuple[str, list[int], list[int]]:
+    """Return (title, input ids, mask) of a row of a data stage or sequence of a mixture.
+
+    Raises:
+        UserError: The folder is not such a stage, or has no such row.
+    """
+    table = stage / f"sft_{split}.parquet"
+    if table.is_file():
+        rows = pq.read_table(table, memory_map=True)
+        _in_range(stage, row, rows.num_rows)
+        found = rows.slice(row, 1).to_pylist()[0]
+        title = f"{found['problem_id']} ({found['source']}, {found['style']})"
+        return title, found["input_ids"], found["mask"]
+    sequences = Sequences(stage, split)
+    _in_range(stage, row, len(sequences))
+    ids, mask, starts = sequences[row]
+    title = f"sequence {row} of {len(sequences)}, {len(starts)} documents at {starts.tolist()}"
+    return title, ids.tolist(), mask.tolist()
+
+
+def _in_range(stage: Path, row: int, rows: int) -> None:
+    if not 0 <= row < rows:
+        raise UserError(str(stage), f"row {row}", f"0 to {rows - 1}", "name another --row")
+
+
+def coloured(texts: Sequence[str], mask: Sequence[int], control: Sequence[bool]) -> str:
+    """Return the tokens joined, with loss and control tokens coloured."""
+    parts = []
+    for text, bit, is_control in zip(texts, mask, control, strict=True):
+        colour = (GREEN if bit else DIM) + (RED if is_control else "")
+        parts.append(f"{colour}{text}{OFF}")
+    return "".join(parts)
+
+
+def lines(ids: Sequence[int], mask: Sequence[int], texts: Sequence[str]) -> str:
+    """Return a line a token: index, mask, id, text."""
+    return "\n".join(
+        f"{index:6} {bit} {token:7} {text!r}"
+        for index, (token, bit, text) in enumerate(zip(ids, mask, texts, strict=True))
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Show a row."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.inspect", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", help="folder of a data or mixture stage")
+    parser.add_argument("--split", default="train", choices=("train", "validation"))
+    parser.add_argument("--row", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="a line a token")
+    options = parser.parse_args(arguments)
+    stage = Path(options.stage)
+    title, ids, mask = read_row(stage, options.split, options.row)
+    tokenizer = load_tokenizer(str(stage / "tokenizer"))
+    texts = [tokenizer.decode([token]) for token in ids]
+    print(f"{title}: {len(ids)} tokens, {sum(mask)} carry loss")
+    if options.plain or not sys.stdout.isatty():
+        print(lines(ids, mask, texts))
+    else:
+        control = set(tokenizer.all_special_ids)
+        print(coloured(texts, mask, [token in control for token in ids]))
+
+
+if __name__ == "__main__":
+    command(main)

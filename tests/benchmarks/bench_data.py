@@ -1,0 +1,364 @@
+"""Measures the data stage: a mixture in the five sources' formats, TRL beside it, the loader.
+
+    python tests/benchmarks/bench_data.py                               # 20,000 rows, ours only
+    python tests/benchmarks/bench_data.py --trl-python <venv>/bin/python  # and TRL's, same rows
+    python tests/benchmarks/bench_data.py --rows 899907 --folder <dir>    # full size
+
+Rows are generated (nothing is downloaded): words by Zipf's law, formulas, boxed answers, lengths
+like the real sources', and some of what real sources hold too: copies, near-copies, proofs, boxes
+that contradict their answer. TRL is measured in a virtual environment of its own that has it
+(`pip install trl==1.16.*`); it runs `SFTTrainer`'s own preparation (chat template, assistant
+masks, best-fit packing) on the same conversations with the same tokenizer. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import itertools
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+# Shares of the mixture of 899,907 rows, and mean words of question and answer that come out near
+# 448 tokens a row.
+SOURCES = {
+    "numina_math_cot": (260_085, 40, 130),
+    "openmathinstruct2": (228_408, 35, 105),
+    "ultrachat": (202_618, 25, 85),
+    "orca_math": (109_618, 35, 75),
+    "metamathqa": (99_178, 35, 75),
+}
+FULL = sum(count for count, _, _ in SOURCES.values())
+VALIDATION = 8_785
+# Rows made beyond those asked for: what is left out has to come from somewhere.
+SPARE = 1.06
+
+
+class Words:
+    """Words by Zipf's law, with numbers and formulas in between."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)  # noqa: S311 - words, not secrets
+        parts = ["ka", "ri", "to", "men", "sal", "ver", "in", "do", "el", "pra", "st", "un", "qui",
+                 "lo", "ba", "ter", "ing", "ous", "ed", "ly", "tion", "al", "e", "an", "co"]
+        words = dict.fromkeys(
+            "".join(self.rng.choices(parts, k=self.rng.choice((1, 2, 2, 3, 3, 4))))
+            for _ in range(40_000)
+        )
+        self.words = list(words)
+        self.weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(words))))
+
+    def text(self, mean: int) -> str:
+        rng = self.rng
+        count = max(6, int(rng.lognormvariate(0, 0.55) * mean * 0.86))
+        top = self.weights[-1]
+        chosen = [self.words[bisect.bisect(self.weights, rng.random() * top)] for _ in range(count)]
+        for place in range(5, count, rng.randint(7, 12)):
+            a, b = rng.randint(2, 99), rng.randint(2, 999)
+            chosen[place] = rng.choice((
+                f"${a}x + {b} = {a + b}$", str(b), f"\\frac{{{a}}}{{{b}}}", f"{a}+{b}={a + b}",
+            ))
+        for place in range(11, count, 13):
+            chosen[place] += rng.choice((".", ",", ".\n", ":"))
+        return " ".join(chosen).capitalize()
+
+
+def row_of(source: str, words: Words, question: str, answer: str) -> dict:
+    """One raw row in a source's published format."""
+    gold = str(words.rng.randint(1, 9999))
+    odd = words.rng.random()
+    if source == "numina_math_cot":
+        ending = "Which was to be shown." if odd < 0.01 else f"so it is $\\boxed{{{gold}}}$."
+        return {"source": "cn_k12", "problem": question, "solution": f"{answer} {ending}",
+                "messages": []}
+    if source == "openmathinstruct2":
+        box = f"{gold}1" if odd < 0.01 else gold
+        solution = f"{answer}\n\\[ y = \\boxed{{{box}}} \\]"
+        return {"problem": question, "generated_solution": solution, "expected_answer": gold,
+                "problem_source": "augmented_math"}
+    if source == "orca_math":
+        return {"question": question, "answer": f"{answer}\nTherefore, the answer is {gold}."}
+    if source == "metamathqa":
+        return {"type": "GSM_Rephrased", "query": question, "original_question": question[::-1],
+                "response": f"{answer}\n#### {gold}\nThe answer is: {gold}"}
+    turns = [question, answer]
+    for _ in range(words.rng.choice((1, 2, 3, 3, 4))):
+        turns += [words.text(20), words.text(85)]
+    return {
+        "prompt": question, "prompt_id": f"{words.rng.getrandbits(64):x}",
+        "messages": [
+            {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)
+        ],
+    }
+
+
+def generate(folder: Path, rows: int) -> dict[str, int]:
+    """Write a file a source; return the rows asked of each."""
+    asked = {name: round(rows * count / FULL) for name, (count, _, _) in SOURCES.items()}
+    asked["metamathqa"] += rows - sum(asked.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, (_, q, a)) in enumerate(SOURCES.items()):
+        path = folder / f"{name}.jsonl"
+        if path.is_file():
+            continue
+        words = Words(number)
+        previous = None
+        with path.with_suffix(".tmp").open("w", encoding="utf-8") as file:
+            for _ in range(int(asked[name] * SPARE) + 50):
+                row = row_of(name, words, words.text(q), words.text(a))
+                if previous is not None and words.rng.random() < 0.01:
+                    row = previous
+                file.write(json.dumps(row) + "\n")
+                previous = row
+        path.with_suffix(".tmp").rename(path)
+    return asked
+
+
+def configuration(folder: Path, asked: dict[str, int], workers: int) -> dict:
+    return {
+        "profile": "boxed", "max_length": 4096, "workers": workers,
+        "validation_rows": round(sum(asked.values()) * VALIDATION / FULL),
+        "tokenizer": {"vocab_size": 16384},
+        "sources": [
+            {"source": {"kind": name, "train": str(folder / f"{name}.jsonl")}, "count": count}
+            for name, count in asked.items()
+        ],
+    }
+
+
+class Peak(threading.Thread):
+    """Largest proportional memory of this process and its children, sampled."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mb, self.done = 0.0, threading.Event()
+
+    def run(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while not self.done.wait(0.5):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            self.peak_mb = max(self.peak_mb, total / 2**20)
+
+
+def measure_build(folder: Path, asked: dict[str, int], workers: int) -> dict:
+    from data_prep.config import validate
+    from data_prep.mixture import build_mixture
+    from data_prep.mixture_config import MixtureConfig
+
+    config = validate(MixtureConfig, configuration(folder / "raw", asked, workers), "bench")
+    peak = Peak()
+    peak.start()
+    started = time.perf_counter()
+    stage = build_mixture(config, folder / "run", 0)
+    seconds = time.perf_counter() - started
+    peak.done.set()
+    figures = json.loads((stage / "statistics.json").read_text())
+    return {
+        "rows": sum(figures["rows"].values()), "tokens": sum(figures["tokens"].values()),
+        "counts": {name: source["rows"] for name, source in figures["sources"].items()},
+        "missing": {name: source["missing"] for name, source in figures["sources"].items()},
+        "validation": figures["rows"]["validation"],
+        "packing_efficiency": figures["packing"]["train"]["efficiency"],
+        "seconds": round(seconds, 2), "peak_mb": round(peak.peak_mb),
+        "timing": json.loads((stage / "timing.json").read_text()), "stage": str(stage),
+    }
+
+
+def conversations(folder: Path, rows: int) -> list[list[dict[str, str]]]:
+    """The same conversations for both contenders, taken evenly from the sources."""
+    from data_prep.chunk import conversation_of
+    from data_prep.config import validate
+    from data_prep.mixture_config import Ingredient
+    from data_prep.reading import Rejected, items
+
+    taken: list[list[dict[str, str]]] = []
+    for name, (count, _, _) in SOURCES.items():
+        table = {"source": {"kind": name, "train": str(folder / "raw" / f"{name}.jsonl")}}
+        source = validate(Ingredient, table, "bench").source
+        usable = (item for item in items(source) if not isinstance(item, Rejected))
+        for item in itertools.islice(usable, round(rows * count / FULL)):
+            taken.append([dict(message) for message in conversation_of(item)[0]])
+    random.Random(0).shuffle(taken)  # noqa: S311 - an order
+    return taken
+
+
+def measure_ours(folder: Path, rows: int, tokenizer: str) -> dict:
+    """Format, tokenise, mask, truncate by policy and pack, in one process like TRL's."""
+    import numpy as np
+
+    from data_prep.formatting import load_formatter
+    from data_prep.packing import efficiency, training_sequences
+    from data_prep.tokenizer import load_tokenizer
+
+    batch = conversations(folder, rows)
+    formatter = load_formatter(load_tokenizer(tokenizer), "boxed")
+    started = time.perf_counter()
+    ids, masks = [], []
+    for start in range(0, len(batch), 4096):
+        for one, mask in formatter.conversations(batch[start : start + 4096]):
+            if len(one) <= 4096:
+                ids.append(np.array(one, dtype=np.int32))
+                masks.append(np.array(mask, dtype=np.int8))
+    lengths = np.array([len(one) for one in ids])
+    sequences = training_sequences(lengths, 4096, "best_fit", 0)
+    packed = [np.concatenate([ids[row] for row in sequence]) for sequence in sequences]
+    packed_masks = [np.concatenate([masks[row] for row in sequence]) for sequence in sequences]
+    seconds = time.perf_counter() - started
+    return {
+        "rows": len(ids), "tokens": int(lengths.sum()), "seconds": round(seconds, 3),
+        "rows_per_s": round(len(ids) / seconds, 1), "sequences": len(packed),
+        "loss_tokens": int(sum(int(mask.sum()) for mask in packed_masks)),
+        "packing_efficiency": round(efficiency(lengths, len(sequences), 4096), 6),
+    }
+
+
+TRL = """
+import json, sys, time, tempfile
+from datasets import Dataset
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+import trl, datasets
+datasets.disable_caching()
+rows = [json.loads(line) for line in open(sys.argv[1])]
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16,
+    intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1))
+times = []
+inner = SFTTrainer._prepare_dataset
+def timed(self, *a, **k):
+    started = time.perf_counter()
+    out = inner(self, *a, **k)
+    times.append(time.perf_counter() - started)
+    return out
+SFTTrainer._prepare_dataset = timed
+args = SFTConfig(output_dir=tempfile.mkdtemp(), max_length=4096, packing=True,
+    packing_strategy="bfd", assistant_only_loss=True, report_to=[], use_cpu=True, bf16=False,
+    dataset_num_proc=int(sys.argv[3]) if int(sys.argv[3]) > 1 else None, eos_token="<|end|>")
+trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows),
+    processing_class=tokenizer)
+data = trainer.train_dataset
+tokens = sum(len(x) for x in data["input_ids"])
+print("RESULT " + json.dumps({"rows": len(rows), "seconds": round(times[0], 3), "tokens": tokens,
+    "rows_per_s": round(len(rows) / times[0], 1), "sequences": len(data), "trl": trl.__version__}))
+"""
+
+
+def measure_trl(folder: Path, rows: int, tokenizer: str, python: str, workers: int) -> dict:
+    path = folder / "conversations.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for messages in conversations(folder, rows):
+            file.write(json.dumps({"messages": messages}) + "\n")
+    script = folder / "trl_side.py"
+    script.write_text(textwrap.dedent(TRL))
+    done = subprocess.run(
+        [python, str(script), str(path), tokenizer, str(workers)], capture_output=True, text=True,
+        check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"},
+    )
+    line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
+    if line is None:
+        raise SystemExit(f"TRL's side failed:\n{done.stderr[-3000:]}")
+    return json.loads(line.removeprefix("RESULT "))
+
+
+def measure_loader(stage: str) -> dict:
+    """Tokens a second that the loader hands out, packed and length-grouped."""
+    from data_prep.loader import Sequences
+
+    data = Sequences(stage, "train")
+    figures = {}
+    for name, batches in (
+        ("packed", data.batches(8)), ("length_grouped", data.length_grouped(8 * 4096, seed=0)),
+    ):
+        started, tokens = time.perf_counter(), 0
+        for batch in batches:
+            tokens += int(batch.input_ids.size)
+            if time.perf_counter() - started > 10:
+                break
+        figures[name] = {"tokens_per_s": round(tokens / (time.perf_counter() - started))}
+    return figures
+
+
+def measure_training(stage: str) -> dict:
+    """Tokens a second that the embedded model trains at, forward and backward."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from data_prep.loader import Sequences
+
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4,
+    ))
+    optimizer = torch.optim.AdamW(model.parameters())
+    started, tokens = time.perf_counter(), 0
+    for batch in Sequences(stage, "train").length_grouped(2048, seed=0):
+        ids = torch.from_numpy(batch.input_ids.astype("int64") % 512)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += ids.numel()
+        if time.perf_counter() - started > 10:
+            break
+    return {"tokens_per_s": round(tokens / (time.perf_counter() - started))}
+
+
+def versions() -> dict:
+    from data_prep.run_folder import versions as found
+
+    return {**found(), "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--compare-rows", type=int, default=4_000, help="rows beside TRL")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", help="keeps generated and built files here")
+    parser.add_argument("--trl-python", help="interpreter of an environment with TRL")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.folder or temporary)
+        asked = generate(folder / "raw", options.rows)
+        result: dict = {"versions": versions(), "build": measure_build(
+            folder, asked, options.workers
+        )}
+        stage = result["build"]["stage"]
+        tokenizer = f"{stage}/tokenizer"
+        rows = min(options.compare_rows, options.rows)
+        result["ours"] = measure_ours(folder, rows, tokenizer)
+        if options.trl_python:
+            result["trl"] = measure_trl(folder, rows, tokenizer, options.trl_python, 1)
+            result["ratio"] = round(
+                result["ours"]["rows_per_s"] / result["trl"]["rows_per_s"], 2
+            )
+        result["loader"] = measure_loader(stage)
+        result["training"] = measure_training(stage)
+        result["self_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
