@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from .evaluate import (
+    MAX_FACTORIAL,
     PRIME,
     Backend,
     Complex,
@@ -193,6 +194,8 @@ def _by_digits(a: Node, b: Node, names: list[Any]) -> bool:
             try:
                 return agree(a, b, {}, imaginary=imaginary)
             except TooLargeError as error:
+                if _enormous(a) != _enormous(b) and (_has_value(a) or _has_value(b)):
+                    return False
                 raise UndecidedError("too_large") from error
             except UndefinedError:
                 continue
@@ -222,11 +225,34 @@ def _by_digits(a: Node, b: Node, names: list[Any]) -> bool:
 
 
 def _has_value(node: Node) -> bool:
-    """Whether a constant expression has a value at all, real or complex."""
+    """Whether a constant expression has a value within the limits, real or complex."""
     try:
         return agree(node, node, {}, imaginary=True)
-    except (UndefinedError, ValueError, TypeError):
+    except (ArithmeticError, ValueError, TypeError):
         return False
+
+
+def _enormous(node: Node) -> bool:
+    """Whether a constant is larger than anything within the limits: 9^(9^9), (2000!)!.
+
+    Only forms that cannot cancel count, so that a difference of towers does not.
+    """
+    if node[0] == "neg":
+        return _enormous(node[1])
+    if node[0] == "fn" and node[1] == "factorial":
+        inner = exact(node[2][0])
+        return _enormous(node[2][0]) or (inner is not None and inner > MAX_FACTORIAL)
+    if node[0] == "pow":
+        base, power = exact(node[1]), exact(node[2])
+        growing = power is not None and power > 1
+        if base is None:
+            return _enormous(node[1]) and (growing or _enormous(node[2]))
+        return base >= 2 and (_enormous(node[2]) or (power is not None and power > 1 << 22))
+    if node[0] == "mul":
+        sizes = [exact(factor) for factor in node[1]]
+        rest = [f for f, size in zip(node[1], sizes, strict=True) if size is None or abs(size) < 1]
+        return bool(rest) and all(map(_enormous, rest))
+    return False
 
 
 def _by_complex_points(a: Node, b: Node, names: list[Any]) -> bool:

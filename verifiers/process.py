@@ -91,8 +91,9 @@ class Process:
             answered: Verdicts are appended here, in order, as they come.
 
         Returns:
-            None when every row has its verdict; else why the worker, now killed,
-            stopped at row `len(answered)`.
+            None when every row asked has its verdict, or the worker ended itself after
+            the last one in `answered`; else why the worker, now killed, stopped at row
+            `len(answered)`.
         """
         limit = self._settings.time_limit_s
         # A verdict is promised within the limit, so the kill comes a little before.
@@ -105,11 +106,12 @@ class Process:
                     self.kill()
                     return reply
                 answered.extend(map(unpack, reply))
+                if answered[-1].rule == "memory_limit":
+                    self.kill()  # it ends itself; the rest goes to its successor
+                    return None
         except (BrokenPipeError, ValueError) as error:
             self.kill()
             return Stopped("worker_died", f"{type(error).__name__}: {error}")
-        if answered and answered[-1].rule == "memory_limit":
-            self.kill()
         return None
 
     @property

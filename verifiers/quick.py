@@ -61,6 +61,7 @@ def tidy(text: str) -> str:
             text = text[:-1].rstrip()
             if text.endswith("\\"):  # the "\." of "\right."
                 return before
+        text = text.removeprefix("\\displaystyle").lstrip()
         if text[:1] == text[-1:] == '"' and text.count('"') == 2:
             text = text[1:-1].strip()
         if text[:1] in "$\\*":

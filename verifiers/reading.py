@@ -24,7 +24,7 @@ _ABOUT = re.compile(
 )
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
 _SPACED = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s?|, ?\\!\s?|'){1}\d{3})+)(?!\d)")
-_COMMA_DECIMAL = re.compile(r"([-+]?\s*\d+),(\d+)(\s*(?:\\?%|[€$]|\\text\s*\{[^{}]*\}|[A-Za-z]{1,4})?)")
+_COMMA_DECIMAL = re.compile(r"([-+]?\s*\d+),(\d+)(\s*(?:\\?[€$%]|\\text\s*\{[^{}]*\}|[A-Za-z]{1,4})?)")
 _DAMAGED = {"\x0crac": "\\frac", "\times": "\\times", "\text": "\\text", "\theta": "\\theta", "\tan": "\\tan", "\x08oxed": "\\boxed", "\x08inom": "\\binom", "\x08egin": "\\begin", "\right": "\\right", "\rangle": "\\rangle"}  # fmt: skip
 _DOUBLED = re.compile(r"\\\\(?=(?:d?frac|sqrt|left|right|text|le\b|ge\b|leq|geq|pi|cup|cap|in\b|infty|times|cdot|begin|end|mathrm|boxed|circ|binom|pm|neq))")
 _SINGLE_UNIT = re.compile(r"([-+]?[\d.,]+)(\s+(?:m|g|s|h|L|l|t)|\s*[gL]|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?)|\s*(?:m|km|cm)/(?:s|h)(?:\^\{?2\}?)?)")
