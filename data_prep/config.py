@@ -48,7 +48,7 @@ def plugin_config(package: str) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
             raise ValueError(f"a table with a key `kind` is expected, found {value!r:.80}")
         module = load_plugin(package, value["kind"], where=f"kind of {package}")
-        return module.Config.model_validate(value)
+        return validate(module.Config, value, f"table with kind = {value['kind']!r}")
 
     return SerializeAsAny[Annotated[PluginConfig, BeforeValidator(load)]]
 
@@ -107,7 +107,7 @@ def _user_error(
 
 
 def _known_keys(model: type[Config], table: Any, path: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that the model at `path` knows, following plug-ins by their kind."""
+    """Return the keys that the model at `path` knows."""
     current: Any = model
     for part in path:
         inside = isinstance(table, dict | list) and part in _keys(table)

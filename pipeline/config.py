@@ -116,8 +116,10 @@ class EvaluateConfig(Config):
         temperature: Of the n samples; one greedy sample is always drawn beside them.
         top_p: Nucleus of the n samples.
         max_tokens: Longest completion.
-        profile: Prompt profile; empty takes the one that the checkpoint was trained with.
-        checker: `kind` of a checker and its options.
+        profile: Evaluation profile: a name of `eval/profiles/` or the path of a file.
+        tool_rounds: Programs that a sample may run; 0 is chain of thought alone.
+        sandbox: Limits of the programs, see `eval.sandbox.SandboxConfig`.
+        checker: `kind` of a checker and its options; empty takes the profile's.
         workers: Judging processes.
         time_limit_s: Wall-clock limit of one verdict.
         shard_size: Problems a shard: what a killed run repeats at most.
@@ -132,8 +134,10 @@ class EvaluateConfig(Config):
     temperature: float = Field(1.0, gt=0.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_tokens: int = Field(64, ge=1)
-    profile: str = ""
-    checker: dict[str, Any] = {"kind": "boxed"}
+    profile: str = "boxed"
+    tool_rounds: int = Field(0, ge=0)
+    sandbox: dict[str, Any] = {}
+    checker: dict[str, Any] = {}
     workers: int = Field(2, ge=1)
     time_limit_s: float = Field(1.0, gt=0.0)
     shard_size: int = Field(256, ge=1)

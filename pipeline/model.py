@@ -84,6 +84,9 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
         UserError: There is no such model, or its files are damaged.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=_dtype(dtype))

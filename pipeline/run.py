@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import dump_toml
+from data_prep.config import dump_toml, validate
 from data_prep.errors import UserError, command
 from pipeline.config import RunConfig, load_run
 from pipeline.methods import create_method
@@ -37,6 +37,10 @@ def stages_of(run: RunConfig) -> list[tuple[str, list[str]]]:
     """
     trained = {stage.name for stage in run.train}
     waiting: dict[str, tuple[set[str], list[str]]] = {"data": (set(), ["data_prep.build"])}
+    if run.generate is not None:
+        made = {run.generate.model} & trained
+        waiting["generate"] = ({"data", *made}, ["pipeline.generate"])
+        waiting["verify"] = ({"generate"}, ["pipeline.verify"])
     for stage in run.train:
         needs = {"data"}
         if stage.init in trained:
@@ -44,10 +48,6 @@ def stages_of(run: RunConfig) -> list[tuple[str, list[str]]]:
         if create_method(stage.method).source == "samples":
             needs.add("verify")
         waiting[stage.name] = (needs, ["pipeline.train", "--stage", stage.name])
-    if run.generate is not None:
-        made = {run.generate.model} & trained
-        waiting["generate"] = ({"data", *made}, ["pipeline.generate"])
-        waiting["verify"] = ({"generate"}, ["pipeline.verify"])
     if run.evaluate is not None:
         waiting["evaluate"] = (set(waiting), ["eval.run"])
         waiting["report"] = ({"evaluate"}, ["eval.report"])
@@ -71,7 +71,7 @@ def resolve(path: str | Path, changes: dict[str, Any]) -> RunConfig:
     """Load a configuration and apply `--seed`, `--out` and `--name` where they were given."""
     run = load_run(path)
     given = {key: value for key, value in changes.items() if value is not None}
-    return run.model_copy(update=given)
+    return validate(RunConfig, {**run.model_dump(), **given}, "command line")
 
 
 def run_all(run: RunConfig) -> None:

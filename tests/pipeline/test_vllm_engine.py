@@ -10,11 +10,20 @@ from pipeline.engines import embedded as embedded_engine
 from pipeline.generate import render_prompts
 from pipeline.model import load_model
 
+from .conftest import make_checkpoint  # noqa: TID252
+
 pytestmark = [
     pytest.mark.vllm,
     # vLLM and what it imports warn in many places; none of them is ours.
     pytest.mark.filterwarnings("ignore"),
 ]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Heads of 32: the smallest that vLLM's CPU attention has."""
+    folder = tmp_path_factory.mktemp("vllm") / "tiny"
+    return make_checkpoint(folder, width=64, heads=2, kv_heads=1)
 
 
 @pytest.fixture(scope="module")

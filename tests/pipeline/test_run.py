@@ -1,0 +1,110 @@
+"""The order of stages, and what a user who got something wrong is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from pipeline.config import load_run
+from pipeline.run import stages_of
+
+from .small_run import SMALL, small_run, write_small  # noqa: TID252
+
+
+def names(run) -> list[str]:
+    return [name for name, _ in stages_of(run)]
+
+
+def test_stages_come_in_the_order_of_their_inputs(tmp_path):
+    run = small_run(tmp_path)
+    expected = ["data", "sft", "generate", "verify", "rft", "dpo", "grpo", "evaluate", "report"]
+    assert names(run) == expected
+    backwards = run.model_copy(update={"train": run.train[::-1]})
+    order = names(backwards)
+    assert order.index("sft") < order.index("generate") < order.index("rft")
+    assert order[-2:] == ["evaluate", "report"]
+
+
+def test_a_stage_that_waits_for_nothing_that_comes_is_named(tmp_path):
+    run = small_run(tmp_path)
+    with pytest.raises(UserError, match=r"'rft'.*waits for verify"):
+        stages_of(run.model_copy(update={"generate": None}))
+
+
+def call(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=root, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
+    )
+
+
+WRONG = {
+    "unknown key": ('name = "small"', 'name = "small"\nsede = 3', ["sede", "did you mean 'seed'"]),
+    "unknown nested key": ("vocab_size = 288", "vocab_sise = 288",
+                           ["data.tokenizer.vocab_sise", "did you mean 'vocab_size'"]),
+    "unknown key of a method": ('kind = "grpo", updates = 2', 'kind = "grpo", clip_hihg = 0.3',
+                                ["'grpo', key 'clip_hihg'", "did you mean 'clip_high'"]),
+    "unknown method": ('kind = "grpo", updates = 2, beta = 0.05', 'kind = "grop"',
+                       ["unknown kind 'grop'", "did you mean 'grpo'", "dpo, grpo"]),
+    "unknown source": ('kind = "embedded"\ntrain', 'kind = "embeded"\ntrain',
+                       ["unknown kind 'embeded'", "did you mean 'embedded'", "gsm8k"]),
+    "out of range": ("bootstrap = 100", "bootstrap = 3", ["evaluate.bootstrap", "100", "found 3"]),
+    "wrong type": ("limit = 10", 'limit = "ten"', ["generate.limit", "'ten'"]),
+    "k above n": ("k = [1, 2]", "k = [1, 4]", ["between 1 and n = 2", "[1, 4]"]),
+    "not TOML": ("[model]", "[model", ["not TOML", "line"]),
+    "two stages of one name": ('name = "dpo"', 'name = "rft"', ["share a name"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_configuration_is_answered_with_the_key_and_the_mend(tmp_path, case):
+    old, new, expected = WRONG[case]
+    assert old in SMALL
+    path = write_small(tmp_path, text=SMALL.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        stages_of(load_run(path))
+    message = str(caught.value)
+    assert "small.toml" in message or "key" in message
+    for part in expected:
+        assert part in message, message
+
+
+def test_a_missing_configuration_and_a_missing_stage(root, tmp_path):
+    gone = call(root, "pipeline.run", "--config", str(tmp_path / "none.toml"))
+    assert gone.returncode == 2
+    assert "none.toml: no such file" in gone.stderr
+    assert "Traceback" not in gone.stderr
+    path = write_small(tmp_path)
+    early = call(root, "pipeline.train", "--config", str(path), "--stage", "rft")
+    assert early.returncode == 2
+    assert "run the stage that makes it first" in early.stderr
+    assert not (tmp_path / "run").exists()
+    wrong = call(root, "pipeline.train", "--config", str(path), "--stage", "grop")
+    assert "one of sft, rft, dpo, grpo" in wrong.stderr
+
+
+def test_overrides_reach_the_method_and_dry_runs_write_nothing(root, tmp_path):
+    path = write_small(tmp_path)
+    shown = call(root, "pipeline.train", "--config", str(path), "--stage", "grpo",
+                 "--method.clip-high", "0.28", "--batch", "5", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert '"clip_high": 0.28' in shown.stdout
+    assert '"batch": 5' in shown.stdout
+    whole = call(root, "pipeline.run", "--config", str(path), "--seed", "9", "--dry-run")
+    assert whole.returncode == 0, whole.stderr
+    assert "seed = 9" in whole.stdout
+    assert not (tmp_path / "run").exists()
+    bad = call(root, "pipeline.train", "--config", str(path), "--stage", "grpo",
+               "--method.clip-low", "7", "--dry-run")
+    assert bad.returncode == 2
+    assert "clip_low" in bad.stderr
+
+
+def test_debug_shows_the_traceback(root, tmp_path):
+    shown = call(root, "pipeline.run", "--config", str(tmp_path / "none.toml"), "--debug")
+    assert "Traceback" in shown.stderr
