@@ -50,8 +50,8 @@ def test_grade_keeps_the_order(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         ("{", "line 2: not JSON"),
         ("[1]", "line 2: found list, expected a JSON object"),
         ('{"gold": "1"}', "line 2: no key 'pred'; found ['gold']"),
-        ('{"gold": null, "pred": "1"}', "key 'gold': found NoneType, expected text"),
-        ('{"gold": "1", "pred": "1", "kind": "bare"}', "key 'kind': found 'bare'"),
+        ('{"gold": null, "pred": "1"}', "line 2, key 'gold': found NoneType, expected text"),
+        ('{"gold": "1", "pred": "1", "kind": "bare"}', "line 2, key 'kind': found 'bare'"),
     ],
 )
 def test_grade_names_the_row_at_fault(

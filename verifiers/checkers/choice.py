@@ -37,6 +37,7 @@ class ChoiceChecker(Checker):
             raise ValueError(f"choice: letters is {letters!r}, expected distinct capital letters")
         self.letters = letters
         self.policy = check_policy(policy)
+        self._alone = re.compile(rf"(?<![A-Za-z'])[{letters}](?![A-Za-z'])|\b(?:or|not)\b")
         self._leading = re.compile(rf"\(?([{letters}])(?:\)|\b)[.:)]?(?:\s|$)")
 
     def check(self, gold: str, text: str) -> Verdict:
@@ -62,5 +63,9 @@ class ChoiceChecker(Checker):
         packed = re.sub(r"(?i)\band\b|[\s,;&()、和]", "", bare).upper()
         if packed and all(letter in self.letters for letter in packed):
             return "".join(sorted(set(packed)))
-        match = self._leading.match(plain(text).strip("* "))
-        return match.group(1) if match else ""
+        said = plain(text).strip("* ")
+        match = self._leading.match(said)
+        # "B) 12 apples" chooses B; "A or B" chooses nothing.
+        if match is None or self._alone.search(said, match.end()):
+            return ""
+        return match.group(1)
