@@ -19,25 +19,30 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.config import PluginConfig, fingerprint
+from data_prep.config import PluginConfig, fingerprint, validate
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json, write_json, write_rows
 from data_prep.run_folder import Stage, input_hash
 from data_prep.schema import Problem
 from eval.figures import DEFINITIONS, intervals, suite_values
 from eval.grading import Graded, grade, read_graded, write_graded
+from eval.profile import EvaluationProfile, load_evaluation_profile
+from eval.prompting import preflight, suite_formatter, suite_prompts
+from eval.sandbox import SandboxConfig, Session
 from eval.styles import style_figures
 from eval.suites import Suite
+from eval.tools import ToolEngine
 from pipeline.config import EvaluateConfig
 from pipeline.engines import Engine, Group, Prompt, Sampling, create_engine
-from pipeline.generate import generate_shards, profile_of, render_prompts
+from pipeline.generate import generate_shards
+from pipeline.model import load_tokenizer
 from pipeline.verify import open_pool
 from verifiers import VerifierPool
 
@@ -83,8 +88,18 @@ class _LazyEngine:
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Group]:
         """Return one group a prompt, in order."""
         if self._engine is None:
-            self._engine = create_engine(self._job.engine, self._job.model)
+            self._engine = self._create()
         return self._engine.generate(prompts, sampling)
+
+    def _create(self) -> Engine:
+        engine = create_engine(self._job.engine, self._job.model)
+        config = self._job.config
+        if not config.tool_rounds:
+            return engine
+        tokenizer = load_tokenizer(self._job.model)
+        return ToolEngine(
+            engine, tokenizer, config.tool_rounds, sandbox_of(config), config.workers
+        )
 
     def load_weights(self, weights: Any, version: int) -> None:
         """An evaluation never changes weights."""
@@ -103,14 +118,21 @@ def evaluate(job: Job) -> Path:
         UserError: The model or a suite cannot be read.
     """
     check_model(job.model)
+    if job.config.tool_rounds:
+        Session(sandbox_of(job.config)).close()  # refuses now what it would refuse hours later
     weights = job.identity or input_hash(job.model)
     problems = {suite.name: suite.load(job.config.limit) for suite in job.suites}
-    profile = job.config.profile or profile_of(job.model, "boxed")
+    profile, _ = load_evaluation_profile(job.config.profile)
+    checker = job.config.checker or profile.checker
+    prompts = prompts_of(job, problems)
     generation = {
         name: {
             "weights": weights,
-            "problems": fingerprint([[p.id, p.question] for p in rows]),
-            "profile": profile,
+            "prompts": fingerprint([[p.id, p.token_ids] for p in prompts[name]]),
+            "profile": job.config.profile,
+            "stop": list(profile.stop),
+            "tool_rounds": job.config.tool_rounds,
+            "sandbox": sandbox_of(job.config).model_dump() if job.config.tool_rounds else {},
             "engine": job.engine.model_dump(mode="json"),
             "n": job.config.n,
             "temperature": job.config.temperature,
@@ -125,7 +147,7 @@ def evaluate(job: Job) -> Path:
         "generation": generation,
         "problems": {name: fingerprint([p.to_row() | {"where": ""} for p in rows])
                      for name, rows in problems.items()},
-        "checker": job.config.checker,
+        "checker": checker,
         "time_limit_s": job.config.time_limit_s,
         "k": list(job.config.k),
         "bootstrap": job.config.bootstrap,
@@ -137,15 +159,54 @@ def evaluate(job: Job) -> Path:
     engine = _LazyEngine(job)
     samples = 0
     try:
-        with open_pool(job.config.checker, job.config.workers, job.config.time_limit_s) as pool:
+        with open_pool(checker, job.config.workers, job.config.time_limit_s) as pool:
             for name, rows in problems.items():
                 print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
                 folder = work / name
                 _adopt(stage.final / name, folder, generation[name])
-                samples += _suite(job, name, rows, profile, engine, pool, folder)
+                samples += _suite(job, name, rows, prompts[name], profile, engine, pool, folder)
     finally:
         engine.close()
     return stage.complete(suites=list(problems), samples=samples)
+
+
+def sandbox_of(config: EvaluateConfig) -> SandboxConfig:
+    """Return the limits of programs.
+
+    Raises:
+        UserError: A key is unknown or a value out of range.
+    """
+    return validate(SandboxConfig, config.sandbox, "evaluate.sandbox")
+
+
+def prompts_of(
+    job: Job, problems: Mapping[str, list[Problem]], *, show: bool = False
+) -> dict[str, list[Prompt]]:
+    """Return the prompts of every suite, checked.
+
+    Args:
+        job: The evaluation.
+        problems: Suite name to its problems.
+        show: Print what the checks found, not only what they refuse.
+
+    Raises:
+        UserError: The tokenizer, profile or an exemplar does not fit, or a check fails.
+    """
+    profile, path = load_evaluation_profile(job.config.profile)
+    tokenizer = load_tokenizer(job.model)
+    formatter = suite_formatter(job.model, tokenizer, profile)
+    prompts = {}
+    for suite in job.suites:
+        rows = problems[suite.name]
+        prompts[suite.name] = suite_prompts(
+            rows, formatter, profile, path, suite.language, bool(job.config.tool_rounds)
+        )
+        found = preflight(prompts[suite.name], tokenizer, profile.stop, rows)
+        if show:
+            print(f"{suite.name}: template of layout {formatter.layout!r}, profile "
+                  f"{job.config.profile!r}")
+            print("\n".join(f"  {line}" for line in found))
+    return prompts
 
 
 def _adopt(old: Path, new: Path, generation: dict[str, Any]) -> None:
@@ -165,21 +226,19 @@ def _suite(
     job: Job,
     name: str,
     problems: list[Problem],
-    profile: str,
+    prompts: list[Prompt],
+    profile: EvaluationProfile,
     engine: _LazyEngine,
     pool: VerifierPool,
     folder: Path,
 ) -> int:
     """Sample, grade and count one suite; return the number of samples."""
-    from pipeline.model import load_tokenizer
-
     config = job.config
     write_rows(folder / "problems.jsonl", (problem.to_row() for problem in problems))
-    prompts = render_prompts(problems, load_tokenizer(job.model), profile)
     sampling = Sampling(
         n=config.n, temperature=config.temperature, top_p=config.top_p,
         top_k=0,
-        max_tokens=config.max_tokens, seed=job.seed, step=0,
+        max_tokens=config.max_tokens, stop=profile.stop, seed=job.seed, step=0,
     )
     draws = {
         "greedy": sampling.model_copy(update={"n": 1, "temperature": 0.0, "top_p": 1.0}),
@@ -191,7 +250,8 @@ def _suite(
         log = generate_shards(engine, prompts, draw, folder, config.shard_size, label)
         path = folder / files[label]
         if not path.is_file():
-            write_graded(path, grade(problems, log, pool, f"grade {label}"))
+            rows = grade(problems, log, pool, f"grade {label}", bool(config.tool_rounds))
+            write_graded(path, rows)
         graded[label] = read_graded(path, [p.id for p in problems], draw.n)
     figures = suite_figures(
         problems, graded["samples"], [group[0] for group in graded["greedy"]],

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data_prep.errors import UserError
 from data_prep.jsonl import read_rows, write_rows
 from data_prep.schema import Problem
+from eval.transcripts import answer_text
 from pipeline.samples import Sample
 from verifiers import Outcome, Verdict, VerifierPool, group_answers
 
@@ -78,7 +79,11 @@ def classes_of(answers: Sequence[str | None]) -> list[int | None]:
 
 
 def grade(
-    problems: Sequence[Problem], samples: Iterable[Sample], pool: VerifierPool, label: str
+    problems: Sequence[Problem],
+    samples: Iterable[Sample],
+    pool: VerifierPool,
+    label: str,
+    tools: bool = False,
 ) -> Iterator[Graded]:
     """Yield a row a sample, in the order of the log.
 
@@ -90,6 +95,7 @@ def grade(
         samples: The log.
         pool: Judges texts.
         label: What the progress bar says.
+        tools: Whether the texts are transcripts with programs (see `eval.transcripts`).
 
     Raises:
         UserError: The log holds a problem that is not among the problems.
@@ -108,17 +114,17 @@ def grade(
         waiting.append(list(group))
         held += len(waiting[-1])
         if held >= CHUNK:
-            yield from _judge(waiting, golds, pool)
+            yield from _judge(waiting, golds, pool, tools)
             bar.update(held)
             waiting, held = [], 0
-    yield from _judge(waiting, golds, pool)
+    yield from _judge(waiting, golds, pool, tools)
     if bar is not None:
         bar.update(held)
         bar.close()
 
 
 def _judge(
-    groups: list[list[Sample]], golds: dict[str, str], pool: VerifierPool
+    groups: list[list[Sample]], golds: dict[str, str], pool: VerifierPool, tools: bool
 ) -> Iterator[Graded]:
     """Judge whole groups; equal texts to one gold are judged once."""
     pairs = list(
@@ -127,7 +133,8 @@ def _judge(
             for group in groups for sample in group if sample.error is None
         )
     )
-    verdicts = dict(zip(pairs, pool.verify_many(pairs), strict=True)) if pairs else {}
+    read = [(gold, answer_text(text) if tools else text) for gold, text in pairs]
+    verdicts = dict(zip(pairs, pool.verify_many(read), strict=True)) if pairs else {}
     for group in groups:
         judged = [
             verdicts[golds[sample.problem_id], sample.text] if sample.error is None

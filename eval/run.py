@@ -18,7 +18,7 @@ from typing import Any
 from data_prep.config import Config, PluginConfig, plugin_config, validate
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json
-from eval.evaluate import Job, check_model, evaluate
+from eval.evaluate import Job, check_model, evaluate, prompts_of
 from eval.suites import Suite, choose_suites
 from pipeline.config import EvaluateConfig, RunConfig, load_run
 
@@ -117,6 +117,9 @@ def fetch_model(model: str) -> tuple[Path, str]:
     """
     if Path(model).is_dir():
         return Path(model), ""
+    if model.count("/") != 1 or model.startswith((".", "/")):
+        raise UserError(model, "no such folder", "a model folder, or a hub id such as owner/name",
+                        "check the path")
     from huggingface_hub import snapshot_download
 
     try:
@@ -189,7 +192,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--temperature", type=float, help="of the n samples")
     parser.add_argument("--top-p", type=float, help="nucleus of the n samples")
     parser.add_argument("--max-tokens", type=int, help="longest completion")
-    parser.add_argument("--profile", help="prompt profile in place of the checkpoint's own")
+    parser.add_argument("--profile", help="evaluation profile: boxed, qwen_math, … or a .toml")
+    parser.add_argument("--tool-rounds", type=int, help="programs a sample may run (0: none)")
     parser.add_argument("--workers", type=int, help="judging processes")
     parser.add_argument("--shard-size", type=int, help="questions a shard")
     parser.add_argument("--bootstrap", type=int, help="resamples behind an interval")
@@ -230,8 +234,10 @@ def main(arguments: list[str]) -> None:
     if known.dry_run:
         for job in jobs:
             print(f"{job.name}: {job.model} with {job.engine.model_dump_json()}")
-        for suite in jobs[0].suites:
-            print(f"  {suite.name}: {len(suite.load(config.limit))} questions")
+        problems = {suite.name: suite.load(config.limit) for suite in jobs[0].suites}
+        for name, rows in problems.items():
+            print(f"  {name}: {len(rows)} questions")
+        prompts_of(jobs[0], problems, show=True)
         print(config.model_dump_json(indent=2))
         return
     folders = [evaluate(job) for job in jobs]

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +37,9 @@ from data_prep.errors import UserError
 from eval.seccomp import seccomp_filter
 
 Outcome = Literal["ok", "error", "memory", "timeout", "output", "crashed"]
+# bubblewrap dies with its parent, and for the kernel that is the thread that started it: every
+# interpreter is started by this one, which lives as long as the process.
+_LAUNCHER = ThreadPoolExecutor(1, thread_name_prefix="sandbox-launcher")
 WORKER = Path(__file__).with_name("sandbox_worker.py")
 
 
@@ -187,11 +191,11 @@ class Session:
             ) from None
 
     def _spawn(self, command: list[str], descriptors: tuple[int, ...]) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - arguments are ours
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            bufsize=0, env={"PATH": "/usr/bin", "LANG": "C.UTF-8"}, pass_fds=descriptors,
-            cwd="/", start_new_session=True,
-        )
+        self._process = _LAUNCHER.submit(
+            subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, bufsize=0, env={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
+            pass_fds=descriptors, cwd="/", start_new_session=True,
+        ).result()
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101
         os.set_blocking(self._process.stdin.fileno(), False)
         os.set_blocking(self._process.stdout.fileno(), False)

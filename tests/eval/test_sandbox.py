@@ -210,6 +210,14 @@ def test_no_process_outlives_its_session(session):
         os.kill(process.pid, 0)
 
 
+def test_a_session_outlives_the_thread_that_opened_it():
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(Session).result()
+    time.sleep(0.05)
+    assert opened.run("print('here')").output == "here\n"
+    opened.close()
+
+
 def test_without_bubblewrap_nothing_runs(monkeypatch):
     monkeypatch.setattr(eval.sandbox.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="no bubblewrap"):
