@@ -14,8 +14,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from data_prep.schema import read_problems
 from eval.collect import Results, load_suite
-from eval.grading import Graded
+from eval.grading import Graded, read_graded
 from pipeline.samples import Sample, read_samples
 
 # Samples in one block: a few hundred kilobytes of text, unpacked in a few milliseconds.
@@ -56,7 +57,30 @@ def browser_index(results: Results) -> dict[str, Any]:
                     zip(sampled, greedy, strict=True)],
             "silent": [sum(r.answer_class is None for r in group) for group in sampled],
         }
+        second = second_outcomes(results, checkpoint, name)
+        if second:
+            suite["results"][checkpoint]["disputed"] = [
+                sum(row.is_correct != (code == "c")
+                    for row, code in zip((single, *group), codes, strict=True))
+                for group, single, codes in zip(sampled, greedy, second, strict=True)
+            ]
     return {"checkpoints": results.checkpoints, "suites": suites}
+
+
+def second_outcomes(results: Results, checkpoint: str, suite: str) -> list[str]:
+    """Return a second grader's outcomes: letters a question, the greedy sample's first.
+
+    Empty where `eval.regrade` did not run.
+    """
+    folder = results.folders[checkpoint] / suite
+    if not (folder / "second" / "figures.json").is_file():
+        return []
+    ids = [problem.id for problem in read_problems(folder / "problems.jsonl")]
+    n = results.figures[checkpoint][suite]["n"]
+    sampled = read_graded(folder / "second" / "verdicts.jsonl", ids, n)
+    greedy = read_graded(folder / "second" / "greedy_verdicts.jsonl", ids, 1)
+    return ["".join(CODES[row.outcome] for row in (*single, *group))
+            for single, group in zip(greedy, sampled, strict=True)]
 
 
 def _count(group: Sequence[Graded], greedy: Graded, reason: str) -> int:
@@ -72,7 +96,8 @@ def browser_blocks(results: Results, index: dict[str, Any]) -> Iterator[tuple[st
     """Yield (name, base64 of gzip of JSON) of every block; name is "suite/checkpoint/number".
 
     A block is a list of items; an item is a list of samples, the greedy one first; a sample is
-    [text, outcome letter, extracted answer, rule, class, tokens, finish reason, detail].
+    [text, outcome letter, extracted answer, rule, class, tokens, finish reason, detail, second
+    grader's outcome letter or null].
     """
     for checkpoint, suite in results.pairs():
         known = index["suites"][suite]
@@ -82,12 +107,16 @@ def browser_blocks(results: Results, index: dict[str, Any]) -> Iterator[tuple[st
         _, sampled, greedy = load_suite(results, checkpoint, suite)
         texts = _texts(folder, "samples")
         first = _texts(folder, "greedy")
+        second = second_outcomes(results, checkpoint, suite)
+        letters = second or [[None] * (known["n"] + 1)] * len(sampled)
         size = known["block"]
         items: list[list[Any]] = []
         number = 0
-        for group, row, several, single in zip(sampled, greedy, texts, first, strict=True):
-            items.append([_sample(g, t) for g, t in
-                          zip([row, *group], [*single, *several], strict=True)])
+        for group, row, several, single, other in zip(
+            sampled, greedy, texts, first, letters, strict=True
+        ):
+            items.append([_sample(g, t, o) for g, t, o in
+                          zip([row, *group], [*single, *several], other, strict=True)])
             if len(items) == size:
                 yield f"{suite}/{checkpoint}/{number}", _pack(items)
                 items, number = [], number + 1
@@ -105,11 +134,11 @@ def _texts(folder: Path, label: str) -> Iterator[list[str]]:
         yield [sample.text for sample in group]
 
 
-def _sample(row: Graded, text: str) -> list[Any]:
+def _sample(row: Graded, text: str, second: str | None) -> list[Any]:
     if len(text) > LONGEST_TEXT:
         text = f"{text[:LONGEST_TEXT]} … ({len(text) - LONGEST_TEXT} characters more in the log)"
     return [text, CODES[row.outcome], row.extracted, row.rule, row.answer_class, row.tokens,
-            row.finish_reason, row.detail]
+            row.finish_reason, row.detail, second]
 
 
 def _pack(items: list[list[Any]]) -> str:

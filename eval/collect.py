@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import read_toml
+from data_prep.config import fingerprint, read_toml
 from data_prep.errors import UserError
-from data_prep.jsonl import read_json, read_rows
+from data_prep.jsonl import read_json, read_rows, write_json
+from data_prep.run_folder import input_hash
 from data_prep.schema import Problem, read_problems
+from eval.contamination import contamination
 from eval.grading import Graded, read_graded
 from eval.styles import decompose
 
@@ -32,6 +34,7 @@ class Results:
         config: The run's configuration as TOML text, or empty.
         versions: Packages and commit that the evaluations were made with.
         folders: checkpoint → its evaluation's folder.
+        contamination: suite → questions that the training data holds; empty without any.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Results:
     config: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
+    contamination: dict[str, Any] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the (checkpoint, suite) that were evaluated, suite by suite."""
@@ -92,6 +96,7 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
         stage: [row for _, row in read_rows(run / stage / "steps.jsonl")]
         for stage in stages if (run / stage / "steps.jsonl").is_file()
     }
+    results.contamination = _contamination(results, run)
     statistics = run / "data" / "statistics.json"
     results.statistics = read_json(statistics) if statistics.is_file() else {}
     return results
@@ -110,6 +115,26 @@ def _versions(folders: list[Path]) -> dict[str, str]:
         for package, version in read_json(folder / "manifest.json")["versions"].items():
             found.setdefault(package, {})[version] = None
     return {package: ", ".join(versions) for package, versions in found.items()}
+
+
+def _contamination(results: Results, run: Path) -> dict[str, Any]:
+    """Return each suite against `data/train.jsonl`, remembered beside the report."""
+    training = run / "data" / "train.jsonl"
+    if not training.is_file():
+        return {}
+    suites = {
+        suite: list(read_problems(results.folders[checkpoint] / suite / "problems.jsonl"))
+        for checkpoint, suite in reversed(results.pairs())
+    }
+    key = fingerprint([input_hash(training),
+                       {name: [p.question for p in rows] for name, rows in suites.items()}])
+    memory = run / "report" / "contamination.json"
+    if memory.is_file() and (known := read_json(memory)).get("key") == key:
+        return known["suites"]
+    found = contamination(suites, read_problems(training))
+    memory.parent.mkdir(exist_ok=True)
+    write_json(memory, {"key": key, "suites": found})
+    return found
 
 
 def load_suite(results: Results, checkpoint: str, suite: str) -> tuple[

@@ -43,20 +43,22 @@ def reading(results: Results) -> str:
     gain = parts["difference"]
     words[0] += (
         f", where {spell(first)} answers {_range(figure(first, metric))}: "
-        f"{100 * gain['value']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        f"{_signed(gain['value'])} points [{_signed(gain['low'])}, {_signed(gain['high'])}]"
     )
     words[0] += "." if gain["low"] > 0 else ", a difference that these questions do not establish."
     if gain["low"] > 0:
+        choice, skill = parts["choice"], parts["skill"]
         words.append(
-            f"Of the gain, {100 * parts['choice']['value']:.1f} points come from choosing to "
-            f"work the steps more often, and {100 * parts['skill']['value']:.1f} from doing "
-            "either style better."
+            f"Of the gain, {_signed(choice['value'])} points are the choice of style (working "
+            f"the steps or answering bare) and {_signed(skill['value'])} "
+            f"[{_signed(skill['low'])}, {_signed(skill['high'])}] sharper work within a style."
         )
     k = max(content["k"])
     if k > 1 and f"maj@{k}" in results.figures[best][suite]["figures"]:
         vote = _change(figure(first, f"maj@{k}"), figure(best, f"maj@{k}"))
         least = _change(figure(first, f"pass@{k}"), figure(best, f"pass@{k}"))
-        words.append(f"Maj@{k} moves by {vote:+.1f} points and Pass@{k} by {least:+.1f}.")
+        words.append(f"Maj@{k} moves by {_signed(vote / 100)} points and Pass@{k} by "
+                     f"{_signed(least / 100)}.")
         if vote > 0 and vote > 2 * max(least, 0.0):
             words.append(
                 "The vote gains, the reach hardly does: training made likely what the first "
@@ -68,6 +70,11 @@ def reading(results: Results) -> str:
 def _range(figure: dict[str, Any]) -> str:
     value, low, high = (100 * figure[end] for end in ("value", "low", "high"))
     return f"{value:.1f}\u00a0% [{low:.1f},\u00a0{high:.1f}]"
+
+
+def _signed(value: float) -> str:
+    """Return a share in points, with its sign and never "-0.0"."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def _change(before: dict[str, Any], after: dict[str, Any]) -> float:

@@ -56,6 +56,7 @@ def report_json(results: Results) -> dict[str, Any]:
             for checkpoint, found in results.figures.items()
         },
         "decomposition": results.decomposition,
+        "contamination": results.contamination,
         "definitions": DEFINITIONS,
     }
 
@@ -158,7 +159,8 @@ def _training(results: Results) -> list[tuple[str, list[Markup]]]:
         for name in CURVES:
             points = [(row["step"], row[name]) for row in rows
                       if isinstance(row.get(name), int | float)]
-            if len(points) > 1:
+            # A figure that never moved is no curve.
+            if len({value for _, value in points}) > 1:
                 steps, values = zip(*points, strict=True)
                 title = name.replace("_", " ")
                 chart = training_curve(steps, values, title, colour, f"t{number}{name}")

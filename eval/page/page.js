@@ -41,6 +41,8 @@
     ["lost", "lost (greedy)", (r, p, o) => o && r.greedy[p] !== "c" && o.greedy[p] === "c"],
     ["changed", "changed (greedy)", (r, p, o) => o && (r.greedy[p] === "c") !== (o.greedy[p] === "c")],
   ];
+  const DISPUTED = "disputed";
+  FILTERS.push([DISPUTED, "two graders disagree", (r, p) => r.disputed && r.disputed[p] > 0]);
   const PAIRED = new Set(["gained", "lost", "changed"]);
 
   const unpack = async (name) => {
@@ -76,7 +78,7 @@
     const positions = suite.items.map((_, p) => p).filter((p) => matches(suite.items[p]));
     const test = (filter) => positions.filter((p) => filter[2](result, p, other, suite.n));
     const counts = new Map(FILTERS.map((f) => [f[0], test(f).length]));
-    options(byId("filter"), FILTERS.filter((f) => other || !PAIRED.has(f[0]))
+    options(byId("filter"), FILTERS.filter((f) => (other || !PAIRED.has(f[0])) && (result.disputed || f[0] !== DISPUTED))
       .map((f) => [f[0], `${f[1]} (${counts.get(f[0]).toLocaleString("en")})`]), byId("filter").value);
     found = test(FILTERS.find((f) => f[0] === byId("filter").value));
     shown = 0;
@@ -153,7 +155,7 @@
     return columns;
   };
 
-  const card = ([text, outcome, extracted, rule, kind, tokens, finish, detail], number) => {
+  const card = ([text, outcome, extracted, rule, kind, tokens, finish, detail, second], number) => {
     const sample = make("article", `sample ${outcome}`);
     const head = make("p");
     head.append(make("span", "badge", OUTCOMES[outcome].join(" ")));
@@ -167,6 +169,9 @@
     if (kind !== null && number > 0) head.append(make("span", "", `class ${kind + 1}`));
     head.append(make("span", "", `${tokens} tokens`));
     if (finish === "length") head.append(make("span", "", "truncated"));
+    if (second && (second === "c") !== (outcome === "c")) {
+      head.append(make("span", "badge", `second grader: ${OUTCOMES[second][1]}`));
+    }
     if (detail) head.append(make("span", "", detail));
     sample.append(head, make("pre", "", text));
     return sample;
