@@ -64,8 +64,10 @@ def convert_chunks(
                 converter.run(task)
                 bar.update()
             return
-        # Spawned, not forked: the tokenizer's threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
+        # Forked from a clean server that has the imports, not from here: the tokenizer's threads
+        # do not survive a fork.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["data_prep.converting"])
         with context.Pool(config.workers, _start, start) as pool:
             for _ in pool.imap_unordered(_run, left):
                 bar.update()

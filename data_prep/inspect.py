@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     stage = Path(options.stage)
     title, ids, mask = read_row(stage, options.split, options.row)
-    tokenizer = load_tokenizer(str(stage / "tokenizer"))
+    tokenizer: Any = load_tokenizer(str(stage / "tokenizer"))
     texts = [tokenizer.decode([token]) for token in ids]
     print(f"{title}: {len(ids)} tokens, {sum(mask)} carry loss")
     if options.plain or not sys.stdout.isatty():

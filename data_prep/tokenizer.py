@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import Field
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from data_prep import jsonl
 from data_prep.config import Config
 from data_prep.errors import UserError
 from prompts import Layout, Profile, PromptError, layout_names, load_layout
@@ -95,7 +96,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         UserError: It is not there, or is not a fast tokenizer.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        tokenizer: Any = _class_of(path).from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"tokenizer {path!r}", str(error).strip().splitlines()[0],
@@ -108,6 +109,19 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
             "a tokenizer with a tokenizer.json", "convert it with transformers first",
         )
     return tokenizer
+
+
+def _class_of(path: str) -> Any:
+    """Return the class that loads a tokenizer, without torch where that can be told."""
+    config = Path(path) / "tokenizer_config.json"
+    if config.is_file():
+        name = jsonl.read_json(config).get("tokenizer_class")
+        if name in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            return PreTrainedTokenizerFast
+    # Here and not above: it imports torch, which costs every worker process seconds.
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def equip(tokenizer: PreTrainedTokenizerFast, profile: Profile, layout: str = "") -> str:
