@@ -3,6 +3,7 @@
 A stage folder `eval-<name>` holds one folder a suite:
 
     problems.jsonl          the suite's problems
+    prompts.jsonl           the tokens that completions follow
     generation.json         everything that decides the samples
     samples-00000.jsonl …   n samples a problem at the temperature
     greedy-00000.jsonl …    one greedy sample a problem
@@ -11,12 +12,13 @@ A stage folder `eval-<name>` holds one folder a suite:
     figures.json            every figure, a function of the graded rows
 
 Samples outlive a change of everything that does not decide them (checker, K, intervals, other
-suites): they are taken over from the complete folder, and only graded anew.
+suites): they are taken over from the folder as it was, complete or not, and graded anew.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -155,6 +157,12 @@ def evaluate(job: Job) -> Path:
     stage = Stage(job.out, f"eval-{job.name}", settings, {})
     if stage.is_complete:
         return stage.final
+    # `begin` drops a partial folder of another plan; its samples may still be this plan's.
+    stale = stage.work.with_name(f"{stage.work.name}.stale")
+    started = stage.work / "plan.json"
+    if started.is_file() and read_json(started) != stage.plan:
+        shutil.rmtree(stale, ignore_errors=True)
+        stage.work.rename(stale)
     work = stage.begin()
     engine = _LazyEngine(job)
     samples = 0
@@ -163,10 +171,13 @@ def evaluate(job: Job) -> Path:
             for name, rows in problems.items():
                 print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
                 folder = work / name
-                _adopt(stage.final / name, folder, generation[name])
+                for old in (stale, stage.final):
+                    _adopt(old / name, folder, generation[name])
+                write_json(folder / "generation.json", generation[name])
                 samples += _suite(job, name, rows, prompts[name], profile, engine, pool, folder)
     finally:
         engine.close()
+    shutil.rmtree(stale, ignore_errors=True)
     return stage.complete(suites=list(problems), samples=samples)
 
 
@@ -210,16 +221,15 @@ def prompts_of(
 
 
 def _adopt(old: Path, new: Path, generation: dict[str, Any]) -> None:
-    """Take over the samples of the complete folder if the same plan decided them."""
+    """Take over the samples of an earlier folder that the same plan decided."""
     new.mkdir(parents=True, exist_ok=True)
-    if (new / "generation.json").is_file():
+    plan = old / "generation.json"
+    if not plan.is_file() or read_json(plan) != generation:
         return
-    if (old / "generation.json").is_file() and read_json(old / "generation.json") == generation:
-        for pattern in ("samples-*.jsonl", "greedy-*.jsonl"):
-            for path in sorted(old.glob(pattern)):
-                (new / path.name).unlink(missing_ok=True)
+    for pattern in ("samples-*.jsonl", "greedy-*.jsonl"):
+        for path in sorted(old.glob(pattern)):
+            if not (new / path.name).is_file():
                 os.link(path, new / path.name)
-    write_json(new / "generation.json", generation)
 
 
 def _suite(
@@ -235,6 +245,8 @@ def _suite(
     """Sample, grade and count one suite; return the number of samples."""
     config = job.config
     write_rows(folder / "problems.jsonl", (problem.to_row() for problem in problems))
+    write_rows(folder / "prompts.jsonl", (
+        {"problem_id": prompt.id, "token_ids": list(prompt.token_ids)} for prompt in prompts))
     sampling = Sampling(
         n=config.n, temperature=config.temperature, top_p=config.top_p,
         top_k=0,

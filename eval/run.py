@@ -212,6 +212,10 @@ def main(arguments: list[str]) -> None:
         key: value for key in EvaluateConfig.model_fields
         if (value := getattr(known, key, None)) is not None
     }
+    for option, belongs in (("checkpoints", "config"), ("name", "model")):
+        if getattr(known, option) and not getattr(known, belongs):
+            raise UserError(f"--{option}", f"without --{belongs}", f"--{belongs}",
+                            f"leave it out, or give --{belongs}")
     if known.config:
         run = load_run(known.config)
         base = run.evaluate or validate(EvaluateConfig, {}, "evaluate")

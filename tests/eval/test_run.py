@@ -92,9 +92,16 @@ def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path,
     assert len(list(partial.glob("samples-*.jsonl"))) == 1
     assert not (cut / "eval-sft").exists()
     before = (partial / "samples-00000.jsonl").stat().st_mtime_ns
+    # Gone on with under another K: what was drawn is taken over all the same.
+    with monkeypatch.context() as patch:
+        patch.setattr(eval.evaluate, "create_engine", failing)
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments(checkpoint, gsm8k_file, cut, "--k", "1", "2"))
+    assert (partial / "samples-00000.jsonl").stat().st_mtime_ns == before
     main(arguments(checkpoint, gsm8k_file, cut))
     assert (cut / "eval-sft/gsm8k/samples-00000.jsonl").stat().st_mtime_ns == before
     assert figures(cut) == figures(whole)
+    assert not list(cut.glob("*.stale")) and not list(cut.glob("*.partial"))
 
 
 def test_a_prompt_too_long_counts_and_is_reported(checkpoint, tmp_path, capsys):
@@ -129,6 +136,8 @@ def test_errors_say_what_to_do(checkpoint, gsm8k_file, tmp_path):
     fails(r"no column 'problem'", *model, "--suites", f"math={gsm8k_file}")
     fails(r"no such file", *model, "--suites", "gsm8k=absent.jsonl")
     fails(r"--suites: none", *model)
+    fails(r"--checkpoints: without --config", *model, "--suites", "gsm8k", "--checkpoints", "sft")
+    fails(r"no such folder", "--model", "./nowhere", "--suites", "gsm8k")
     fails(r"unknown argument '--sooites'", *model, "--sooites", "gsm8k")
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
