@@ -1,7 +1,7 @@
-"""Text in, verdict out: a verifier suite for mathematical answers.
+r"""Text in, verdict out: a verifier suite for mathematical answers.
 
     >>> from verifiers import verify
-    >>> verify("1/2", r"so the probability is \\boxed{0.5}").outcome
+    >>> verify("1/2", r"so the probability is \boxed{0.5}").outcome
     <Outcome.CORRECT: 'correct'>
 
 A verdict is never a guess: correct, incorrect, no_answer, or a named reason why

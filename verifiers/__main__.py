@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     grade.add_argument("--output", type=Path, required=True, help="JSON lines, in input order")
     grade.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     grade.add_argument("--policy", default="boxed", help="how the answer of a response is found")
-    grade.add_argument("--time-limit", type=float, default=0.95, help="seconds a row")
+    grade.add_argument("--time-limit", type=float, default=0.9, help="seconds a row")
     grade.add_argument("--memory-limit", type=int, default=480, help="MiB a process")
     grade.set_defaults(run=_grade)
     audit = commands.add_parser("audit", help="report golds that fail against themselves")
@@ -114,7 +114,9 @@ def _audit(options: argparse.Namespace) -> int:
             print(json.dumps(finding._asdict(), ensure_ascii=False))
     found = counts.total() - counts["rows"]
     parts = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()) if name != "rows")
-    print(f"{counts['rows']} golds, {found} findings{': ' + parts if parts else ''}", file=sys.stderr)
+    print(
+        f"{counts['rows']} golds, {found} findings{': ' + parts if parts else ''}", file=sys.stderr
+    )
     return 1 if found else 0
 
 
@@ -126,7 +128,9 @@ def _check(options: argparse.Namespace) -> int:
         raise ValueError(f"--options is {options.options!r}, expected a JSON object")
     results = run(options.kind, given)
     for name, problem in results:
-        print(f"{'ok    ' if problem is None else 'FAILED'} {name}{f': {problem}' if problem else ''}")
+        print(
+            f"{'ok    ' if problem is None else 'FAILED'} {name}{f': {problem}' if problem else ''}"
+        )
     failed = sum(problem is not None for _, problem in results)
     print(f"{len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0

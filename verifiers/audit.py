@@ -13,7 +13,16 @@ from .judge import verify
 from .reading import read
 from .rewrite import rewritings
 
-FIELDS = ("gold", "final_answer", "golden", "expected_answer", "answer", "Answer", "target", "solution")
+FIELDS = (
+    "gold",
+    "final_answer",
+    "golden",
+    "expected_answer",
+    "answer",
+    "Answer",
+    "target",
+    "solution",
+)
 _HASHES = re.compile(r"####\s*(.+?)\s*$", re.MULTILINE)
 
 
@@ -56,12 +65,16 @@ def gold_of(row: Mapping[str, Any], path: Path, line: int, field: str | None = N
     key = field or next((f for f in FIELDS if f in row), None)
     if key is None or key not in row:
         raise RowError(
-            f"{path}, line {line}: no key {field or 'for the gold'!r}; found {sorted(row)}; name it "
-            "with --field"
+            f"{path}, line {line}: no key {field or 'for the gold'!r}; found {sorted(row)}; "
+            "name it with --field"
         )
     value = row[key]
     if isinstance(value, list):
-        value = ", ".join(str(v).strip().strip("$").rstrip(".$") for v in value) if len(value) != 1 else value[0]
+        value = (
+            ", ".join(str(v).strip().strip("$").rstrip(".$") for v in value)
+            if len(value) != 1
+            else value[0]
+        )
     text = "" if value is None else str(value)
     marked = _HASHES.findall(text)
     if marked:

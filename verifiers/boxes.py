@@ -44,9 +44,9 @@ class Box(NamedTuple):
 
 
 def last_boxes(text: str, begin: int = 0) -> list[Box]:
-    """Return the last box of a text, with the boxes that stand directly beside it.
+    r"""Return the last box of a text, with the boxes that stand directly beside it.
 
-    `\\boxed{1}, \\boxed{2}` and `\\boxed{1} and \\boxed{2}` are one answer of two
+    `\boxed{1}, \boxed{2}` and `\boxed{1} and \boxed{2}` are one answer of two
     values, so both come back; across a sentence only the last one counts.
 
     Args:
@@ -86,7 +86,8 @@ def _joins(gap: str) -> bool:
         return False
     if _GAP_PLAIN.fullmatch(gap) is not None:
         # A bare blank between two boxes is not an enumeration.
-        return any(mark in gap for mark in (",", ";", "and", "or", "quad", "+", "&", "、", "和", "或"))
+        marks = (",", ";", "and", "or", "quad", "+", "&", "、", "和", "或")
+        return any(mark in gap for mark in marks)
     return _GAP_WORDS.fullmatch(gap) is not None
 
 

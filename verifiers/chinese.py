@@ -42,8 +42,10 @@ def _whole(text: str) -> int | None:
             section += (digit or 1) * _SMALL[char]
             digit = 0
         else:
-            total = (total + section + digit) * _LARGE[char] if _LARGE[char] == 10**8 else (
-                total + (section + digit) * _LARGE[char]
+            total = (
+                (total + section + digit) * _LARGE[char]
+                if _LARGE[char] == 10**8
+                else (total + (section + digit) * _LARGE[char])
             )
             section = digit = 0
     return total + section + digit

@@ -10,12 +10,14 @@ from typing import Any
 
 from . import realset, scalars
 from .equality import UndecidedError, constant_ratio, is_zero, symbols
-from .matrices import rows_of
-from .parser import Node
+from .matrices import Rows, rows_of
+from .nodes import Node
 from .views import Named, flatten, names_match, unname
-from .words import STATEMENT_WORDS
+from .words import word_set
 
-_STRUCTURES = frozenset({"group", "set", "list", "setop", "std", "builder", "rel", "matrix", "cond", "cases", "ratio", "text", "word", "clock", "date", "choice"})  # fmt: skip
+_STRUCTURES = word_set(
+    "group set list setop std builder rel matrix cond cases ratio text word clock date choice"
+)
 _INEQUALITIES = frozenset({"<", ">", "le", "ge", "ne"})
 _REVERSED = {">": "<", "ge": "le"}
 _MAX_MATCHING = 400
@@ -63,9 +65,8 @@ def _same(a: Node, b: Node) -> str | None:
         return _ratios(a, b)
     if a[0] == "list" or b[0] == "list":
         return _lists(a, b)
-    rows, others = rows_of(a), rows_of(b)
-    if rows is not None or others is not None:
-        return _matrices(rows, others, a, b)
+    if rows_of(a) is not None or rows_of(b) is not None:
+        return _matrices(a, b)
     if _is_set(a) or _is_set(b):
         return _sets(a, b)
     if a[0] == "group" or b[0] == "group":
@@ -112,7 +113,9 @@ def _is_equation(node: Node) -> bool:
         node[0] == "rel"
         and len(node[1]) == 3
         and node[1][1] == "="
-        and all(side[0] not in _STRUCTURES and side[0] != "qty" for side in (node[1][0], node[1][2]))
+        and all(
+            side[0] not in _STRUCTURES and side[0] != "qty" for side in (node[1][0], node[1][2])
+        )
     )
 
 
@@ -120,7 +123,9 @@ def _named(a: Named | Node, b: Named | Node) -> str | None:
     if isinstance(a, Named) and isinstance(b, Named):
         if not names_match(a.name, b.name):
             return None
-        value = b.value if a.argument == b.argument else scalars.rename(b.value, b.argument, a.argument)
+        value = (
+            b.value if a.argument == b.argument else scalars.rename(b.value, b.argument, a.argument)
+        )
         return _same(a.value, value)
     left = a.value if isinstance(a, Named) else a
     right = b.value if isinstance(b, Named) else b
@@ -254,12 +259,8 @@ def _any_order(first: tuple[Node, ...], second: tuple[Node, ...]) -> str | None:
         place = left.index(x) if x in left else None
         rule: str | None = "same_form"
         if place is None:
-            for place, y in enumerate(left):
-                rule = _same(x, y)
-                if rule:
-                    break
-            else:
-                return None
+            tried = ((index, _same(x, y)) for index, y in enumerate(left))
+            place, rule = next(((index, found) for index, found in tried if found), (None, None))
         if place is None or rule is None:
             return None
         rules.add(rule)
@@ -267,19 +268,26 @@ def _any_order(first: tuple[Node, ...], second: tuple[Node, ...]) -> str | None:
     return "rounded" if "rounded" in rules else "unordered"
 
 
-def _matrices(a: Any, b: Any, node_a: Node, node_b: Node) -> str | None:
-    if a is None or b is None:
-        rows, other = (a, node_b) if a is not None else (b, node_a)
-        if len(rows) == len(rows[0]) == 1 and other[0] not in _STRUCTURES:
-            return _same(rows[0][0], other)
-        # A column or row of coordinates is the point with these coordinates.
-        if other[0] == "group" and (len(rows) == 1 or len(rows[0]) == 1):
-            flat = tuple(entry for row in rows for entry in row)
-            return _in_order(flat, other[3]) if a is not None else _in_order(other[3], flat)
+def _matrices(a: Node, b: Node) -> str | None:
+    first, second = rows_of(a), rows_of(b)
+    if first is not None and second is not None:
+        if (len(first), len(first[0])) != (len(second), len(second[0])):
+            return None
+        return _in_order(_entries(first), _entries(second))
+    rows, other = (first, b) if first is not None else (second, a)
+    if rows is None:
         return None
-    if (len(a), len(a[0])) != (len(b), len(b[0])):
-        return None
-    return _in_order(tuple(e for row in a for e in row), tuple(e for row in b for e in row))
+    if len(rows) == len(rows[0]) == 1 and other[0] not in _STRUCTURES:
+        return _same(rows[0][0], other)
+    # A column or row of coordinates is the point with these coordinates.
+    if other[0] == "group" and (len(rows) == 1 or len(rows[0]) == 1):
+        entries = _entries(rows)
+        return _in_order(entries, other[3]) if other is b else _in_order(other[3], entries)
+    return None
+
+
+def _entries(rows: Rows) -> tuple[Node, ...]:
+    return tuple(entry for row in rows for entry in row)
 
 
 def _is_set(node: Node) -> bool:
@@ -356,7 +364,7 @@ def _tuples(a: Node, b: Node) -> str | None:
             if first is not None and second is not None:
                 return "interval" if realset.same(first, second) else None
         return _in_order(a[3], b[3])
-    group, other = (a, b) if a[0] == "group" else (b, a)
+    group = a if a[0] == "group" else b
     if len(group[3]) == 1:
         return _same(a[3][0] if a is group else a, b[3][0] if b is group else b)
     return None
@@ -390,6 +398,3 @@ def _ascending(parts: tuple[Any, ...]) -> tuple[Any, ...]:
         turned[1::2] = [_REVERSED[op] for op in turned[1::2]]
         return tuple(turned)
     return parts
-
-
-__all__ = ["STATEMENT_WORDS", "matches"]

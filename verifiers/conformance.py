@@ -50,11 +50,14 @@ def run(kind: str, options: Mapping[str, Any] | None = None) -> list[tuple[str, 
 def _examples_hold(kind: str, options: dict[str, Any]) -> str | None:
     checker = load_checker(kind, options)
     if not checker.examples and not checker.needs_endpoint:
-        return "no examples; give (gold, text, outcome) rows, at least one for each outcome it returns"
+        return (
+            "no examples; give (gold, text, outcome) rows, at least one for each outcome it returns"
+        )
     for gold, text, outcome in checker.examples:
         found = checker.check(gold, text)
         if found.outcome != outcome:
-            return f"check({gold!r}, {text!r}): found {found.outcome.value} ({found.rule}), expected {outcome}"
+            seen = f"found {found.outcome.value} ({found.rule}), expected {outcome}"
+            return f"check({gold!r}, {text!r}): {seen}"
     return None
 
 
@@ -71,16 +74,21 @@ def _never_raises(kind: str, options: dict[str, Any]) -> str | None:
     texts = STRANGE[:3] if checker.needs_endpoint else STRANGE
     rows = [(gold, text) for text in texts for gold in ("7", text)]
     if not checker.bounded:
-        with VerifierPool(kind, options, workers=1, memory_limit_mb=1024, time_limit_s=LIMIT_S) as pool:
+        rows = rows[::8]  # each may cost its whole limit
+        with VerifierPool(
+            kind, options, workers=1, memory_limit_mb=1024, time_limit_s=LIMIT_S
+        ) as pool:
             verdicts = pool.verify_many(rows)
         problems = (_malformed(v, text) for v, (_, text) in zip(verdicts, rows, strict=True))
         return next((problem for problem in problems if problem), None)
     for gold, text in rows:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.thread_time()
         verdict = checker.quick(gold, text) or checker.check(gold, text)
-        spent = time.perf_counter() - started
+        spent, work = time.perf_counter() - started, time.thread_time() - worked
         problem = _malformed(verdict, text)
-        if problem is None and spent > LIMIT_S and not checker.needs_endpoint:
+        # A busy machine stretches the wall time of work well within the limit.
+        slow = spent > LIMIT_S and (work > LIMIT_S / 2 or spent > 5 * LIMIT_S)
+        if problem is None and slow and not checker.needs_endpoint:
             problem = f"took {spent:.2f} s, more than {LIMIT_S}"
         if problem:
             return f"gold {gold!r:.40}, text {text!r:.40}: {problem}"
@@ -142,7 +150,9 @@ def _same_in_the_pool(kind: str, options: dict[str, Any]) -> str | None:
         pooled = pool.verify_many(rows)
     here = [checker.check(gold, text) for gold, text in rows]
     if list(map(_timeless, pooled)) != list(map(_timeless, here)):
-        return "verdicts in the pool differ; options must be JSON, and check must not use outer state"
+        return (
+            "verdicts in the pool differ; options must be JSON, and check must not use outer state"
+        )
     return None
 
 

@@ -16,17 +16,14 @@ from typing import Any
 
 from .evaluate import (
     MAX_FACTORIAL,
-    PRIME,
-    Backend,
     Complex,
-    Exact,
     Real,
-    Residue,
     TooLargeError,
     UndefinedError,
     UnsupportedError,
 )
-from .parser import Node
+from .exact import PRIME, Exact, Residue
+from .nodes import Node
 from .precise import agree
 
 _ZERO: Node = ("num", Fraction(0))
@@ -314,4 +311,13 @@ def substitute(node: Any, values: dict[Any, Node]) -> Any:
     return tuple(substitute(part, values) for part in node)
 
 
-__all__ = ["Backend", "UndecidedError", "approximate", "constant_ratio", "equal", "exact", "is_zero", "substitute", "symbols"]
+__all__ = [
+    "UndecidedError",
+    "approximate",
+    "constant_ratio",
+    "equal",
+    "exact",
+    "is_zero",
+    "substitute",
+    "symbols",
+]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import deque
 from typing import NamedTuple
 
 from .boxes import last_boxes
@@ -24,7 +25,9 @@ POLICIES = ("boxed", "boxed_only", "answer")
 
 _THINK_CLOSE = re.compile(r"</think(?:ing)?\s*>|◁/think▷|</\|think\|>", re.IGNORECASE)
 _THINK_OPEN = re.compile(r"<think(?:ing)?\s*>|◁think▷", re.IGNORECASE)
-_STOP = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end|EOT|eos)\|>|</s>|<｜end▁of▁sentence｜>")
+_STOP = re.compile(
+    r"<\|(?:im_end|im_start|endoftext|eot_id|end|EOT|eos)\|>|</s>|<｜end▁of▁sentence｜>"
+)
 _TAG = re.compile(r"<(/?)answer\s*>", re.IGNORECASE)
 _HASHES = re.compile(r"(?:^|[\s.])####[ \t]*([^\n]*)")
 _PHRASE = re.compile(
@@ -41,7 +44,7 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _MATH = re.compile(
-    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$"
+    r"\$\$(.+?)\$\$|\\\[((?:(?!\\\[).)+?)\\\]|\\\(((?:(?!\\\().)+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$"
     r"|\\begin\{(align|equation|gather)(\*?)\}(.+?)\\end\{\5\6\}",
     re.DOTALL,
 )
@@ -208,15 +211,17 @@ def _tag(text: str, begin: int, choice: bool) -> Extraction | None:
 def _hashes(text: str, begin: int, choice: bool) -> Extraction | None:
     if "####" not in text:
         return None
-    last = None
-    for last in _HASHES.finditer(text, begin):
-        pass
+    last = last_match(_HASHES, text, begin)
     if last is None:
         return None
     start, end = _trim(text, last.start(1), last.end(1))
     line = text[start:end].strip("*# ")
     # "#### Step 3" is a heading of markdown, not an answer.
-    if not line or len(re.findall(r"[A-Za-z]{3,}", line)) > 3 or not re.search(r"[\dA-J\\一-龥]", line):
+    if (
+        not line
+        or len(re.findall(r"[A-Za-z]{3,}", line)) > 3
+        or not re.search(r"[\dA-J\\一-龥]", line)
+    ):
         return None
     start, end = _trim(text, start, end)
     return Extraction((Candidate(text[start:end], start, end, "hashes"),))
@@ -226,9 +231,7 @@ def _phrase(text: str, begin: int, choice: bool) -> Extraction | None:
     low = max(begin, len(text) - _TAIL)
     if _ANSWER_WORD.search(text, low) is None:
         return None
-    last = None
-    for last in _PHRASE.finditer(text, low):
-        pass
+    last = last_match(_PHRASE, text, low)
     if last is None:
         return None
     start, end = _segment(text, last.end())
@@ -285,23 +288,19 @@ def _tail(text: str, begin: int, choice: bool) -> Extraction:
 def _inside(text: str, start: int, end: int, choice: bool, source: str) -> list[Candidate]:
     """The last formula, bold stretch or number of a stretch, latest first."""
     found: list[Candidate] = []
-    formulas = [m for m in _MATH.finditer(text, start, end)]
+    formulas = list(_MATH.finditer(text, start, end))
     if formulas:
         math = formulas[-1]
         for group in (1, 2, 3, 4, 7):
             if math.group(group) and re.search(r"[\w\\]", math.group(group)):
                 found.append(Candidate(math.group(group), *math.span(group), source))
-    bold = None
-    for bold in _BOLD.finditer(text, start, end):
-        pass
+    bold = last_match(_BOLD, text, start, end)
     if bold is not None:
         found.append(Candidate(bold.group(1), *bold.span(1), source))
     piece = _last_piece(text, start, end)
     if piece is not None:
         found.append(Candidate(text[piece[0] : piece[1]], *piece, source))
-    number = None
-    for number in _NUMBER.finditer(text, start, end):
-        pass
+    number = last_match(_NUMBER, text, start, end)
     # A number inside a formula is a fragment of it, never the answer.
     if number is not None and not _in_formula(text, number.start(), number.end(), start, end):
         found.append(Candidate(number.group(), *number.span(), source))
@@ -334,7 +333,17 @@ def _last_piece(text: str, start: int, end: int) -> tuple[int, int] | None:
 def _in_formula(text: str, start: int, end: int, low: int, high: int) -> bool:
     before = text[max(low, start - 1) : start]
     after = text[end : min(high, end + 1)]
-    return before in ("{", "^", "_", "\\", "(", "/") and bool(before) or after in ("}", "^", "_", "!", "/", "\\") and bool(after)
+    return (before in ("{", "^", "_", "\\", "(", "/") and bool(before)) or (
+        after in ("}", "^", "_", "!", "/", "\\") and bool(after)
+    )
+
+
+def last_match(
+    pattern: re.Pattern[str], text: str, start: int = 0, end: int | None = None
+) -> re.Match[str] | None:
+    """Return the last match of a pattern in a stretch of text; None without one."""
+    found = deque(pattern.finditer(text, start, len(text) if end is None else end), maxlen=1)
+    return found[0] if found else None
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from .evaluate import Real
 
 _DIRECT = {"sin": "sin", "cos": "cos", "tan": "tan", "exp": "exp", "sinh": "sinh", "cosh": "cosh"}
-_INVERSE = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "arsinh": "asinh", "arcosh": "acosh", "artanh": "atanh"}  # fmt: skip
+_INVERSE = {
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arsinh": "asinh", "arcosh": "acosh",
+    "artanh": "atanh",
+}  # fmt: skip
 _RECIPROCAL = {"cot": "tan", "sec": "cos", "csc": "sin", "sech": "cosh", "csch": "sinh"}
 _FLAT = 1e-9
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from .words import split
+
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix", strict=True))
-_SUBSCRIPTS = dict(
-    zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₖₗₘₙₚₛₜᵢⱼ", "0123456789+-=()aeoxklmnpstij", strict=True)
-)
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₒₓₖₗₘₙₚₛₜᵢⱼ", "0123456789+-=()aeoxklmnpstij", strict=True))
 _FRACTIONS = {
     "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5),
     "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅐": (1, 7),
@@ -17,9 +17,11 @@ _FRACTIONS = {
 _GREEK = dict(
     zip(
         "αβγδεϵζηθϑικλμνξπρσςτυφϕχψωΓΔΘΛΞΠΣΥΦΨΩµ",
-        "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu xi "
-        "pi rho sigma sigma tau upsilon phi phi chi psi omega Gamma Delta Theta Lambda Xi Pi "
-        "Sigma Upsilon Phi Psi Omega mu".split(),
+        split(
+            "alpha beta gamma delta epsilon epsilon zeta eta theta theta iota kappa lambda mu nu "
+            "xi pi rho sigma sigma tau upsilon phi phi chi psi omega Gamma Delta Theta Lambda Xi "
+            "Pi Sigma Upsilon Phi Psi Omega mu"
+        ),
         strict=True,
     )
 )
@@ -40,7 +42,7 @@ _PLAIN = {
     "−": "-", "–": "-", "—": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "‒": "-",
     "⁄": "/", "∕": "/", "∶": ":", "∣": "|", "′": "'", "’": "'", "‘": "'", "″": "''",
     "“": '"', "”": '"', "，": ",", "、": ",", "；": ";", "：": ":", "。": ".", "％": "%",
-    "【": "[", "】": "]", "〔": "(", "〕": ")", "《": "", "》": "", "“": '"', "”": '"',
+    "【": "[", "】": "]", "〔": "(", "〕": ")", "《": "", "》": "",
     "°": "^\\circ ", "º": "^\\circ ", "˚": "^\\circ ", "℃": "^\\circ C", "℉": "^\\circ F",
     "∗": "*", "✕": "\\times ", "✖": "\\times ", "￥": "¥", "＄": "\\$", "⟶": "\\to ",
     "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200a": " ", "\u2003": " ", "\u2002": " ",
@@ -59,9 +61,9 @@ _CIRCLED = re.compile("[①-⑳]")
 
 
 def to_latex(text: str) -> str:
-    """Rewrite Unicode mathematics in a text as LaTeX.
+    r"""Rewrite Unicode mathematics in a text as LaTeX.
 
-    Superscripts become `^{...}`, vulgar fractions `\\frac{..}{..}`, Greek
+    Superscripts become `^{...}`, vulgar fractions `\frac{..}{..}`, Greek
     letters and signs commands, fullwidth forms and digits of any script ASCII;
     characters without width vanish.
 

@@ -22,7 +22,7 @@ def grade(
     *,
     workers: int = 2,
     policy: str = "boxed",
-    time_limit_s: float = 0.95,
+    time_limit_s: float = 0.9,
     memory_limit_mb: int = 480,
 ) -> Counter[str]:
     """Grade a file.
@@ -58,7 +58,10 @@ def grade(
                     "response"
                 )
             ids.append(row.get("id", number))
-            yield text_of(row, "gold", source, number), kind[0] + text_of(row, "pred", source, number)
+            yield (
+                text_of(row, "gold", source, number),
+                kind[0] + text_of(row, "pred", source, number),
+            )
 
     options = {"policy": check_policy(policy)}
     counts: Counter[str] = Counter()

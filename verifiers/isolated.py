@@ -16,7 +16,7 @@ from dataclasses import replace
 from .pool import VerifierPool
 from .verdict import Outcome, Verdict
 
-LIMIT_S = 0.9
+LIMIT_S = 0.8
 _ROW_S = 0.6
 _lock = threading.Lock()
 _pools: dict[str, VerifierPool] = {}

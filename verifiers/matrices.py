@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from .parser import Node
+from .nodes import Node
 
 Rows = tuple[tuple[Node, ...], ...]
 _MAX_PRODUCT = 12
@@ -63,7 +63,10 @@ def _product(factors: list[Node]) -> Rows | None:
             scale.append(factor)
         elif result is None:
             result = rows
-        elif len(result[0]) == len(rows) and max(len(result), len(rows), len(rows[0])) <= _MAX_PRODUCT:
+        elif (
+            len(result[0]) == len(rows)
+            and max(len(result), len(rows), len(rows[0])) <= _MAX_PRODUCT
+        ):
             result = tuple(
                 tuple(
                     ("add", tuple(("mul", (row[k], rows[k][c])) for k in range(len(rows))))
@@ -78,7 +81,7 @@ def _product(factors: list[Node]) -> Rows | None:
     return _map(result, lambda e: ("mul", (*scale, e))) if scale else result
 
 
-def _map(rows: Rows, function) -> Rows:  # noqa: ANN001
+def _map(rows: Rows, function) -> Rows:
     return tuple(tuple(function(entry) for entry in row) for row in rows)
 
 

@@ -269,7 +269,8 @@ def _chunks(rows: Iterable[Row], size: int) -> Iterator[_Chunk]:
         for offset, row in enumerate(part):
             if not _is_row(row):
                 raise TypeError(
-                    f"row {start + offset}: found {row!r:.80}, expected a pair (gold, text) of strings"
+                    f"row {start + offset}: found {row!r:.80}, "
+                    "expected a pair (gold, text) of strings"
                 )
         start += len(part)
         yield _Chunk(part)

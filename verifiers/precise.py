@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from .evaluate import Real, TooLargeError, UndefinedError, UnsupportedError
-from .parser import Node
+from .nodes import Node
 
 BASE_BITS = 220
 MAX_BITS = 40_000
@@ -130,17 +130,17 @@ def agree(a: Node, b: Node, env: Mapping[Any, Any], *, imaginary: bool) -> bool:
         ArithmeticError: A value is undefined, unsupported or too large.
     """
     bits = BASE_BITS
-    for _ in range(3):
+    for last in (False, False, True):
         backend = Precise(env, bits, imaginary=imaginary)
         first, second = backend.value(a), backend.value(b)
         needed = BASE_BITS + 4 * backend.magnitude
         gap = abs(first - second)
         limit = backend.lib.ldexp(1, backend.magnitude + 30 - bits)
-        if needed <= bits:
+        if needed <= bits or last:
             return bool(gap <= limit)
         if needed > MAX_BITS:
             raise TooLargeError("the precision that would tell them apart")
         if gap > limit * 2**20 and gap > backend.lib.ldexp(1, -40):
             return False
         bits = needed + 40
-    return bool(gap <= limit)
+    raise TooLargeError("the precision that would tell them apart")

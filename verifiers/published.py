@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 
-from .extract import Candidate, Extraction
+from .extract import Candidate, Extraction, last_match
 
 _GSM8K = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
@@ -64,9 +64,7 @@ def _gsm8k_strict(text: str) -> Span | None:
 
 def _gsm8k_flexible(text: str) -> Span | None:
     """The last thing that looks like a number."""
-    last = None
-    for last in _FLEXIBLE.finditer(text):
-        pass
+    last = last_match(_FLEXIBLE, text)
     return last.span() if last else None
 
 
@@ -99,9 +97,7 @@ def _after_last(text: str, mark: str) -> Span:
 
 
 def _last_number(text: str) -> Span | None:
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
+    last = last_match(_NUMBER, text)
     return last.span() if last else None
 
 
@@ -189,9 +185,7 @@ def _deepseek_zh(text: str) -> Span | None:
         return _deepseek(text)
     start, end = _stripped(text, (mark + 3, len(text)))
     line = text.find("\n", start, end)
-    last = None
-    for last in _ZH_NUMBER.finditer(text, start, end if line < 0 else line):
-        pass
+    last = last_match(_ZH_NUMBER, text, start, end if line < 0 else line)
     return last.span() if last else None
 
 

@@ -79,7 +79,9 @@ def tidy(text: str) -> str:
 def _one_formula(inner: str, text: str) -> bool:
     if text[0] == "*":
         return "*" not in inner
-    return text[0] == "$" and "$" not in inner or text[0] == "\\" and not re.search(r"\\[()\[\]]", inner)
+    return (text[0] == "$" and "$" not in inner) or (
+        text[0] == "\\" and not re.search(r"\\[()\[\]]", inner)
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -114,7 +116,9 @@ def read(text: str) -> Quick | None:
     match = _RATIO.fullmatch(text)
     if match is not None:
         value = _over(match.group(2), match.group(3))
-        return None if value is None else Quick("number", -value if match.group(1) == "-" else value)
+        return (
+            None if value is None else Quick("number", -value if match.group(1) == "-" else value)
+        )
     match = _LETTER.fullmatch(text)
     if match is not None:
         return Quick("letter", match.group(1))

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from . import chinese, glyphs, quick, special
-from .parser import Node, ParseError
+from .nodes import Node, ParseError
 from .structure import parse
 from .tokens import LexError, tokenize
 from .words import GREEK, STATEMENT_WORDS
@@ -16,18 +16,33 @@ _LEAD = re.compile(
     r"^(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|result|solution)s?(?:\s+(?:is|are))?\s*[:：=]?\s*(?=\S)",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"^((?:\\text\s*\{[^{}]*\}|[A-Za-z][A-Za-z ]*[A-Za-z]{2}))\s*(?:[=:]|\\?=)\s*(?=\S)")
+_LABEL = re.compile(
+    r"^((?:\\text\s*\{[^{}]*\}|[A-Za-z][A-Za-z ]*[A-Za-z]{2}))\s*(?:[=:]|\\?=)\s*(?=\S)"
+)
 _ABOUT = re.compile(
-    r"(?:\\q?quad|\\[,;:! ]|\s)*(?:\\text\s*\{)?\s*\((?:\s*\\text\s*\{)?\s*(?:about|approx(?:imately|\.)?|≈|\\approx|or about|roughly)"
+    r"(?:\\q?quad|\\[,;:! ]|\s)*(?:\\text\s*\{)?\s*\((?:\s*\\text\s*\{)?\s*"
+    r"(?:about|approx(?:imately|\.)?|≈|\\approx|or about|roughly)"
     r"[^()]*\)\s*\}?\s*$",
     re.IGNORECASE,
 )
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
-_SPACED = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s?|, ?\\!\s?|'){1}\d{3})+)(?!\d)")
-_COMMA_DECIMAL = re.compile(r"([-+]?\s*\d+),(\d+)(\s*(?:\\?[€$%]|\\text\s*\{[^{}]*\}|[A-Za-z]{1,4})?)")
-_DAMAGED = {"\x0crac": "\\frac", "\times": "\\times", "\text": "\\text", "\theta": "\\theta", "\tan": "\\tan", "\x08oxed": "\\boxed", "\x08inom": "\\binom", "\x08egin": "\\begin", "\right": "\\right", "\rangle": "\\rangle"}  # fmt: skip
-_DOUBLED = re.compile(r"\\\\(?=(?:d?frac|sqrt|left|right|text|le\b|ge\b|leq|geq|pi|cup|cap|in\b|infty|times|cdot|begin|end|mathrm|boxed|circ|binom|pm|neq))")
-_SINGLE_UNIT = re.compile(r"([-+]?[\d.,]+)(\s+(?:m|g|s|h|L|l|t)|\s*[gL]|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?)|\s*(?:m|km|cm)/(?:s|h)(?:\^\{?2\}?)?)")
+_SPACED = re.compile(
+    r"(?<![\d.,])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s?|, ?\\!\s?|'){1}\d{3})+)(?!\d)"
+)
+_COMMA_DECIMAL = re.compile(
+    r"([-+]?\s*\d+),(\d+)(\s*(?:\\?[€$%]|\\text\s*\{[^{}]*\}|[A-Za-z]{1,4})?)"
+)
+_DAMAGED = {
+    "\x0crac": "\\frac", "\times": "\\times", "\text": "\\text", "\theta": "\\theta",
+    "\tan": "\\tan", "\x08oxed": "\\boxed", "\x08inom": "\\binom", "\x08egin": "\\begin",
+    "\right": "\\right", "\rangle": "\\rangle",
+}  # fmt: skip
+_DOUBLED = re.compile(
+    r"\\\\(?=(?:d?frac|sqrt|left|right|text|le\b|ge\b|leq|geq|pi|cup|cap|in\b|infty|times|cdot|begin|end|mathrm|boxed|circ|binom|pm|neq))"
+)
+_SINGLE_UNIT = re.compile(
+    r"([-+]?[\d.,]+)(\s+(?:m|g|s|h|L|l|t)|\s*[gL]|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?)|\s*(?:m|km|cm)/(?:s|h)(?:\^\{?2\}?)?)"
+)
 _MAX_CHARS = 60000
 
 
@@ -141,7 +156,10 @@ def _forms(clean: str) -> list[str]:
         forms.append(base)
     unit = _SINGLE_UNIT.fullmatch(base)
     if unit is not None:
-        forms.append(unit.group(1).replace(",", "") + re.sub(r"([A-Za-z]+)", r"\\text{ \1}", unit.group(2)).replace("/", "\\text{ per }"))
+        forms.append(
+            unit.group(1).replace(",", "")
+            + re.sub(r"([A-Za-z]+)", r"\\text{ \1}", unit.group(2)).replace("/", "\\text{ per }")
+        )
     label = _LABEL.match(base)
     if label is not None and not _states(label.group(1)):
         forms.extend(_join_thousands(form[label.end() :]) for form in (base,))
@@ -149,7 +167,13 @@ def _forms(clean: str) -> list[str]:
 
 
 def _states(label: str) -> bool:
-    found = {w.lower() for w in re.findall(r"[A-Za-z']+", label)} - {"is", "are", "total", "at", "the"}
+    found = {w.lower() for w in re.findall(r"[A-Za-z']+", label)} - {
+        "is",
+        "are",
+        "total",
+        "at",
+        "the",
+    }
     return bool(found & (STATEMENT_WORDS | GREEK))
 
 
@@ -176,7 +200,12 @@ def _normal(clean: str) -> str:
 
 
 def _squeeze(clean: str) -> str:
-    text = re.sub(r"\\(?:left|right|displaystyle|text|mathrm|mbox|textbf|mathbf|operatorname|big|Big|q?quad|[,;:! ])", "", clean)
+    text = re.sub(
+        r"\\(?:left|right|displaystyle|text|mathrm|mbox|textbf|mathbf|operatorname|big|Big|q?quad"
+        r"|[,;:! ])",
+        "",
+        clean,
+    )
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     # A blank between two digits or letters, and every brace, carries meaning.
     return re.sub(r"[\s~]+(?!\w)|(?<!\w)[\s~]+|\$|\.$", "", text)

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .equality import UndecidedError, approximate, equal, is_zero, substitute, symbols
-from .parser import Node
+from .nodes import Node
 
 INFINITY = float("inf")
 _FLIP = {"<": ">", ">": "<", "le": "ge", "ge": "le", "=": "=", "ne": "ne"}
@@ -149,7 +149,7 @@ def _merge(found: list[Piece]) -> Pieces | None:
         if out:
             last_low, last_high, last = out[-1]
             touching = _near(low, last_high) and (last.closed_high or piece.closed_low)
-            if low < last_high and not _near(low, last_high) or touching:
+            if (low < last_high and not _near(low, last_high)) or touching:
                 if high > last_high and not _near(high, last_high):
                     joined = Piece(last.low, piece.high, last.closed_low, piece.closed_high)
                     out[-1] = (last_low, high, joined)
@@ -162,7 +162,9 @@ def _merge(found: list[Piece]) -> Pieces | None:
 
 
 def _near(a: float, b: float) -> bool:
-    return a == b or (abs(a) != INFINITY and abs(b) != INFINITY and abs(a - b) < 1e-11 * max(1.0, abs(a)))
+    return a == b or (
+        abs(a) != INFINITY and abs(b) != INFINITY and abs(a - b) < 1e-11 * max(1.0, abs(a))
+    )
 
 
 def _operation(node: Node) -> Pieces | None:
@@ -199,7 +201,12 @@ def _intersect(first: Pieces, second: Pieces) -> Pieces | None:
     out: list[Piece] = []
     for a in first:
         for b in second:
-            ends = [_place(a.low, -INFINITY), _place(b.low, -INFINITY), _place(a.high, INFINITY), _place(b.high, INFINITY)]
+            ends = [
+                _place(a.low, -INFINITY),
+                _place(b.low, -INFINITY),
+                _place(a.high, INFINITY),
+                _place(b.high, INFINITY),
+            ]
             if any(end is None for end in ends):
                 return None
             a_low, b_low, a_high, b_high = (float(end or 0.0) for end in ends)
@@ -210,9 +217,13 @@ def _intersect(first: Pieces, second: Pieces) -> Pieces | None:
             if _near(a_high, b_high):
                 high, closed_high = a.high, a.closed_high and b.closed_high
             else:
-                high, closed_high = (a.high, a.closed_high) if a_high < b_high else (b.high, b.closed_high)
+                high, closed_high = (
+                    (a.high, a.closed_high) if a_high < b_high else (b.high, b.closed_high)
+                )
             bottom, top = max(a_low, b_low), min(a_high, b_high)
-            if bottom < top and not _near(bottom, top) or _near(bottom, top) and closed_low and closed_high:
+            if (bottom < top and not _near(bottom, top)) or (
+                _near(bottom, top) and closed_low and closed_high
+            ):
                 out.append(Piece(low, high, closed_low, closed_high))
     return _merge(out) if out else ()
 

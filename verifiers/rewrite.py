@@ -27,7 +27,9 @@ REWRITINGS: dict[str, Callable[[str], str]] = {
     "slash": lambda t: _FRACTION.sub(r"\1/\2", t) if _FRACTION.fullmatch(t) else t,
     "spaces": _spaced,
     "left right": lambda t: (
-        t.replace("(", "\\left(").replace(")", "\\right)") if "\\left" not in t and "\\text" not in t and t.count("(") == t.count(")") else t
+        t.replace("(", "\\left(").replace(")", "\\right)")
+        if "\\left" not in t and "\\text" not in t and t.count("(") == t.count(")")
+        else t
     ),
     "thousands": _grouped,
     "trailing zero": _decimal,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from . import symbolic, units
 from .equality import UndecidedError, approximate, equal, exact, substitute, symbols
-from .parser import Node
+from .nodes import Node
 
 # How many significant digits make a decimal stand for an exact value.
 ROUNDED_DIGITS = 3
@@ -115,7 +115,7 @@ def is_known_zero(node: Node) -> bool:
 
 def _is_infinite(node: Any) -> bool:
     return isinstance(node, tuple) and (
-        node == ("const", "infty") or node[:1] != ("big",) and any(map(_is_infinite, node))
+        node == ("const", "infty") or (node[:1] != ("big",) and any(map(_is_infinite, node)))
     )
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from .parser import Node
+from .nodes import Node
 from .words import MONTHS, NAMED_ANSWERS, NUMBER_WORDS, WEEKDAYS
 
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mbox|operatorname|mathsf|emph)\s*\{([^{}]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mbox|operatorname|mathsf|emph)\s*\{([^{}]*)\}"
+)
 _CLOCK = re.compile(
     r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*([ap])\.?\s*m\b\.?)?|(\d{1,2})\s*(?:([ap])\.?\s*m\b\.?|o'clock)",
     re.IGNORECASE,
 )
-_CHOICE = re.compile(r"\(([A-J])\)\s*\S.*|([A-J])\s*[.:)、](?:\s+\S|[^\x00-\x7f]).*|([A-J])(?:不|，|,\s*(?:not|it|because|since))\s*.*|([A-J])\s+[A-Z][a-z]{2,}.*", re.DOTALL)
+_CHOICE = re.compile(
+    r"\(([A-J])\)\s*\S.*|([A-J])\s*[.:)、](?:\s+\S|[^\x00-\x7f]).*|([A-J])(?:不|，|,\s*(?:not|it|because|since))\s*.*|([A-J])\s+[A-Z][a-z]{2,}.*",
+    re.DOTALL,
+)
 _WORDS = re.compile(r"[A-Za-z一-鿿][A-Za-z一-鿿'’\-\s,.!()\"]*")
 
 
@@ -99,7 +104,11 @@ def _date(text: str) -> Node | None:
     parts = re.findall(r"[a-z]+|\d+", re.sub(r"(\d)(?:st|nd|rd|th)\b", r"\1", text))
     months = [MONTHS[p] for p in parts if p in MONTHS]
     numbers = [int(p) for p in parts if p.isdigit() and len(p) <= 4]
-    others = [p for p in parts if not p.isdigit() and p not in MONTHS and p not in WEEKDAYS and p not in ("of", "the")]
+    others = [
+        p
+        for p in parts
+        if not p.isdigit() and p not in MONTHS and p not in WEEKDAYS and p not in ("of", "the")
+    ]
     if len(months) != 1 or others or not 1 <= len(numbers) <= 2:
         return None
     day = next((n for n in numbers if n <= 31), None)

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .parser import END, ExpressionParser, Node, ParseError
+from .cursor import END
+from .measures import UNITS
+from .nodes import Node, ParseError
+from .parser import ExpressionParser
 from .tokens import Token, tokenize
-from .words import STATEMENT_WORDS, UNITS
+from .words import STATEMENT_WORDS, word_set
 
-RELATIONS = frozenset({"=", "<", ">", "le", "ge", "ne", "approx", "in", "notin", "equiv", "cong", "subseteq", "subset", "to"})  # fmt: skip
-_ENVIRONMENTS = frozenset("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array cases aligned align align* gathered split equation equation* gather gather*".split())
+RELATIONS = word_set("= < > le ge ne approx in notin equiv cong subseteq subset to")
+_ENVIRONMENTS = word_set(
+    "matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array cases "
+    "aligned align align* gathered split equation equation* gather gather*"
+)
 _MAX_ITEMS = 3000
 _CONDITION_WORDS = frozenset({"where", "for", "if", "with", "when", "其中"})
 _SETS = {"Rset": "R", "Zset": "Z", "Nset": "N", "Qset": "Q", "Cset": "C"}
@@ -125,7 +131,11 @@ class Parser(ExpressionParser):
             self.at += 1
             parts.append(token.text)
             side = self.side()
-            if token.text in ("in", "notin") and side[0] == "sym" and side[1] in ("R", "Z", "N", "Q", "C"):
+            if (
+                token.text in ("in", "notin")
+                and side[0] == "sym"
+                and side[1] in ("R", "Z", "N", "Q", "C")
+            ):
                 side = ("std", side[1])
             parts.append(side)
         if self.is_cmd("pmod", "implies", "iff"):
@@ -178,9 +188,9 @@ class Parser(ExpressionParser):
                 if token.text.lower() in _CONDITION_WORDS:
                     break
                 words.append(self.take().text)
-            elif token.kind == "money":
-                words.append(self.take().text)
-            elif token.kind == "id" and words and self._unit_letter(words):
+            elif token.kind == "money" or (
+                token.kind == "id" and words and self._unit_letter(words)
+            ):
                 words.append(self.take().text)
             elif self.is_op("^") and words:
                 self.take()
@@ -212,7 +222,7 @@ class Parser(ExpressionParser):
         return self.peek().text in UNITS and words[-1] in ("per", "·", "USD")
 
     def _power(self) -> int:
-        node = self._exponent()
+        node = self.exponent()
         sign = 1
         if node[0] == "neg":
             sign, node = -1, node[1]
@@ -314,7 +324,7 @@ class Parser(ExpressionParser):
             self.take()
             start = self.at
             if self.is_op("{"):
-                self._skip_braces()
+                self.skip_braces()
             else:
                 self.take()
             name += "".join(t.text for t in self.tokens[start : self.at] if t.text not in "{}")
@@ -330,7 +340,7 @@ class Parser(ExpressionParser):
         if name not in _ENVIRONMENTS:
             raise ParseError(f"unknown environment {name!r}")
         if name == "array" and self.is_op("{"):
-            self._skip_braces()
+            self.skip_braces()
         self.enter()
         rows: list[tuple[Node, ...]] = []
         row: list[Node] = []
@@ -365,7 +375,18 @@ class Parser(ExpressionParser):
 def _built(name: str, rows: list[tuple[Node, ...]]) -> Node:
     if not rows:
         raise ParseError("an empty environment")
-    if name in ("cases", "aligned", "align", "align*", "gathered", "split", "equation", "equation*", "gather", "gather*"):
+    if name in (
+        "cases",
+        "aligned",
+        "align",
+        "align*",
+        "gathered",
+        "split",
+        "equation",
+        "equation*",
+        "gather",
+        "gather*",
+    ):
         if len(rows) == 1 and len(rows[0]) == 1:
             return rows[0][0]
         return ("cases", tuple(rows))

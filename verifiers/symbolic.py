@@ -12,12 +12,17 @@ import os
 from typing import Any
 
 from .equality import UndecidedError, approximate, symbols
-from .parser import Node
+from .nodes import Node
+from .words import word_set
 
 NEEDS_ISOLATION = "needs_isolation"
 _MAX_NODES = 400
-_NAMES = {"ln": "log", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arsinh": "asinh", "arcosh": "acosh", "artanh": "atanh", "abs": "Abs", "ceil": "ceiling", "floor": "floor", "binom": "binomial"}  # fmt: skip
-_SAME_NAME = frozenset("sin cos tan cot sec csc sinh cosh tanh exp factorial gcd lcm log".split())
+_NAMES = {
+    "ln": "log", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot",
+    "arsinh": "asinh", "arcosh": "acosh", "artanh": "atanh", "abs": "Abs", "ceil": "ceiling",
+    "floor": "floor", "binom": "binomial",
+}  # fmt: skip
+_SAME_NAME = word_set("sin cos tan cot sec csc sinh cosh tanh exp factorial gcd lcm log")
 
 
 def proves(a: Node, b: Node, reason: UndecidedError) -> bool:
@@ -128,7 +133,7 @@ def _function(node: Node) -> Any:
     name = node[1]
     if name in ("factorial", "binom"):
         size = approximate(node[2][0])
-        if size is None and not symbols(node[2]) or size is not None and size > 500:
+        if (size is None and not symbols(node[2])) or (size is not None and size > 500):
             raise UndecidedError("too_large")
     args = [convert(arg) for arg in node[2]]
     if name == "root":
@@ -146,12 +151,16 @@ def _big(node: Node) -> Any:
     if kind == "int":
         if low is None or high is None:
             raise UndecidedError("unsupported")
-        return sympy.Integral(convert(body), (convert(("sym", variable)), convert(low), convert(high)))
+        return sympy.Integral(
+            convert(body), (convert(("sym", variable)), convert(low), convert(high))
+        )
     if low is None or low[0] != "rel" or len(low[1]) != 3 or low[1][0][0] != "sym":
         raise UndecidedError("unsupported")
     name, operator, start = low[1]
     if kind == "lim" and operator == "to":
-        return sympy.Limit(convert(body), convert(name), convert(start), dir="+-" if start[0] != "const" else "+")
+        return sympy.Limit(
+            convert(body), convert(name), convert(start), dir="+-" if start[0] != "const" else "+"
+        )
     if kind in ("sum", "prod") and operator == "=" and high is not None:
         index = sympy.Symbol(f"v_{name[1]}", integer=True)
         inner = convert(body).subs(convert(name), index)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .words import CONNECTIVES, FUNCTIONS, GREEK, PLAIN_CONSTANTS, UNIT_WORDS, UNITS
+from .measures import UNITS
+from .words import CONNECTIVES, FUNCTIONS, GREEK, PLAIN_CONSTANTS, UNIT_WORDS, word_set
 
 MAX_TOKENS = 12000
 MAX_CHARS = 60000
@@ -31,7 +32,8 @@ class LexError(ValueError):
 
 
 _TOKEN = re.compile(
-    r"(?P<space>(?:\s|~|\\[,;:! \n]|\\(?:thinspace|medspace|thickspace|hfill|hspace\*?\{[^{}]*\})(?![A-Za-z]))+)"
+    r"(?P<space>(?:\s|~|\\[,;:! \n]|"
+    r"\\(?:thinspace|medspace|thickspace|hfill|hspace\*?\{[^{}]*\})(?![A-Za-z]))+)"
     r"|(?P<num>\d+(?:\.\d+)?|\.\d+)"
     r"|\\(?P<cmd>[A-Za-z]+\*?)"
     r"|(?P<rowsep>\\\\(?:\[[^\]]*\])?)"
@@ -41,31 +43,33 @@ _TOKEN = re.compile(
     r"|(?P<op><=|>=|!=|<>|==|=>|->|\*\*|\.\.\.|:=|[-+*/^_=<>(){}\[\]|,;:!%&'.?\"$`#@])",
     re.DOTALL,
 )
-_SKIP = frozenset(
+_SKIP = word_set(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm displaystyle "
     "textstyle limits nolimits mathstrut strut hline left. middle scriptstyle nonumber notag "
-    "quad qquad mathopen mathclose mathord".split()
+    "quad qquad mathopen mathclose mathord"
 )
-_TEXTUAL = frozenset(
+_TEXTUAL = word_set(
     "text textrm textnormal mbox hbox textit textsf texttt mathrm mathbf textbf mathit mathsf "
     "operatorname operatorname* boldsymbol bm mathbb mathcal mathscr mathfrak textup emph "
-    "underline overset mathtt rm bf it fbox boxed ensuremath textcolor pmb symbf".split()
+    "underline overset mathtt rm bf it fbox boxed ensuremath textcolor pmb symbf"
 )
 # These wrap text; the other textual commands wrap mathematics in another face.
-_PROSE = frozenset("text textrm textnormal mbox hbox textit textsf texttt textbf textup emph".split())
+_PROSE = word_set("text textrm textnormal mbox hbox textit textsf texttt textbf textup emph")
 _ALIASES = {
     "leq": "le", "geq": "ge", "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<",
     "gt": ">", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom",
     "tbinom": "binom", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]",
     "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "cdotp": "cdot", "ast": "cdot",
-    "bullet": "cdot", "varnothing": "emptyset", "O": "emptyset", "infin": "infty", "degree": "circ", "textdegree": "circ",
+    "bullet": "cdot", "varnothing": "emptyset", "O": "emptyset", "infin": "infty",
+    "degree": "circ", "textdegree": "circ",
     "bigcup": "cup", "bigcap": "cap", "backslash": "setminus", "rightarrow": "to",
     "Rightarrow": "implies", "Longrightarrow": "implies", "longrightarrow": "to",
     "doteq": "=", "thickapprox": "approx", "simeq": "approx", "sim": "approx",
     "varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "varrho": "rho",
     "lparen": "(", "rparen": ")", "colon": ":", "prime": "'", "slash": "/", "And": "and",
     "textbackslash": "setminus", "percent": "%", "euro": "EUR", "pounds": "GBP", "yen": "CNY",
-    "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "reals": "R", "Reals": "R", "lor": "or", "vee": "or", "land": "and",
+    "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "reals": "R",
+    "Reals": "R", "lor": "or", "vee": "or", "land": "and",
     "wedge": "and", "lnot": "not", "textdollar": "USD", "textpercent": "%",
     "sen": "sin", "tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "arctan",
     "arcctg": "arccot", "lg": "lg", "implies": "implies", "iff": "iff", "Z": "Z", "Vert": "||",
@@ -125,7 +129,10 @@ def _lex(text: str, at: int, end: int, out: list[Token], *, prose: bool, depth: 
         glued = True
 
 
-_OPS = {"<=": "le", ">=": "ge", "!=": "ne", "<>": "ne", "==": "=", ":=": "=", "**": "^", "->": "to", "=>": "implies", "...": "ldots"}  # fmt: skip
+_OPS = {
+    "<=": "le", ">=": "ge", "!=": "ne", "<>": "ne", "==": "=", ":=": "=", "**": "^", "->": "to",
+    "=>": "implies", "...": "ldots",
+}  # fmt: skip
 
 
 def _escape(value: str, out: list[Token], glued: bool) -> None:
@@ -217,7 +224,10 @@ def _wrapped(
         out.append(Token("cmd", inner.strip() + "set", glued))
     elif name in ("operatorname", "operatorname*") and inner.strip() in FUNCTIONS:
         out.append(Token("fn", FUNCTIONS[inner.strip()], glued))
-    elif name in _PROSE or (name not in ("boxed", "fbox", "underline", "ensuremath", "bm", "boldsymbol") and _unitlike(inner)):
+    elif name in _PROSE or (
+        name not in ("boxed", "fbox", "underline", "ensuremath", "bm", "boldsymbol")
+        and _unitlike(inner)
+    ):
         _lex(text, at + 1, close, out, prose=True, depth=depth + 1)
     else:
         _lex(text, at + 1, close, out, prose=False, depth=depth + 1)
@@ -255,7 +265,12 @@ def _letters(value: str, out: list[Token], glued: bool, prose: bool) -> None:
         out.append(Token("id", value, glued))
     elif len(value) == 1:
         # In "5\\text{ m}" the letter is a unit, in "\\text{E}" a name.
-        unit = prose and value in UNITS and out and (out[-1].kind == "num" or out[-1].text in (")", "}", "pi"))
+        unit = (
+            prose
+            and value in UNITS
+            and out
+            and (out[-1].kind == "num" or out[-1].text in (")", "}", "pi"))
+        )
         out.append(Token("word" if unit else "id", value, glued))
     elif prose or (lower in UNIT_WORDS and not _initials(value)) or len(value) > 3:
         _long(value, out, glued, prose)

@@ -7,11 +7,15 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from .words import FILLER_WORDS, MAGNITUDES, UNITS
+from .measures import UNITS
+from .words import FILLER_WORDS, MAGNITUDES
 
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "平方": 2, "立方": 3}
 _BLANK = frozenset({"unit", "units", "个", "只", "本", "人", "page", "time"})
-_PLURALS = {"feet": "foot", "inches": "inch", "centuries": "century", "pence": "penny", "people": "person", "children": "child", "men": "man", "women": "woman"}  # fmt: skip
+_PLURALS = {
+    "feet": "foot", "inches": "inch", "centuries": "century", "pence": "penny",
+    "people": "person", "children": "child", "men": "man", "women": "woman",
+}  # fmt: skip
 
 
 class Unit(NamedTuple):
@@ -116,7 +120,13 @@ def _split_chinese(word: str) -> list[str]:
 
 def _known(word: str) -> str | None:
     lower = word.lower()
-    for form in (word, lower, _PLURALS.get(lower, ""), lower.removesuffix("s"), lower.removesuffix("es")):
+    for form in (
+        word,
+        lower,
+        _PLURALS.get(lower, ""),
+        lower.removesuffix("s"),
+        lower.removesuffix("es"),
+    ):
         # A single letter is a unit only in its own case: M is no metre.
         if form in UNITS and (len(form) > 1 or form == word or not form.isascii()):
             return form
@@ -145,7 +155,7 @@ def compatible(first: Unit, second: Unit) -> Fraction | None:
         second: Another.
     """
     if not first.dimensions or not second.dimensions:
-        if first.dimensions and second.noun or second.dimensions and first.noun:
+        if (first.dimensions and second.noun) or (second.dimensions and first.noun):
             return None
         if first.noun and second.noun:
             shared = set(first.noun.split()) & set(second.noun.split())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .equality import UndecidedError, approximate, equal, symbols
-from .parser import Node
+from .nodes import Node
+from .words import word_set
 
 _MAX_EXPANDED = 64
-_FUNCTIONS_OF_ONE = frozenset("sin cos tan cot sec csc abs norm arg Re Im deg det log ln".split())
+_FUNCTIONS_OF_ONE = word_set("sin cos tan cot sec csc abs norm arg Re Im deg det log ln")
 _DIFFERENT = object()
 
 
@@ -103,7 +104,12 @@ def _group_by_names(items: list[Node]) -> list[Node]:
         return items
     distinct = list(dict.fromkeys(names))
     size = len(distinct)
-    if size < 2 or len(items) == size or len(items) % size or names != distinct * (len(items) // size):
+    if (
+        size < 2
+        or len(items) == size
+        or len(items) % size
+        or names != distinct * (len(items) // size)
+    ):
         return items
     values = [f.value for f in found if isinstance(f, Named)]
     return [
@@ -205,7 +211,9 @@ def is_name(node: Node) -> bool:
         return all(_is_point(f) for f in node[1])
     if kind in ("div", "ratio"):
         parts = node[1:] if kind == "div" else node[1]
-        return all(is_name(p) for p in parts) and any(p[0] != "sym" or p[1][0].isupper() or "_" in p[1] for p in parts)
+        return all(is_name(p) for p in parts) and any(
+            p[0] != "sym" or p[1][0].isupper() or "_" in p[1] for p in parts
+        )
     if kind == "group":
         return all(is_name(item) for item in node[3])
     if kind == "fn" and node[1] in _FUNCTIONS_OF_ONE and len(node[2]) == 1:

@@ -2,13 +2,65 @@
 
 from __future__ import annotations
 
+from .measures import UNITS
+
+
+def split(text: str) -> list[str]:
+    """Return the words of a text; keeps long vocabularies readable."""
+    return text.split()
+
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the distinct words of a text."""
+    return frozenset(text.split())
+
+
 FUNCTIONS = {
     name: name
-    for name in (
-        "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
-        "sech csch ln log lg exp sqrt abs floor ceil gcd lcm max min det deg arg Re Im sgn "
-        "arsinh arcosh artanh cbrt mod bmod"
-    ).split()
+    for name in [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "arccot",
+        "arcsec",
+        "arccsc",
+        "sinh",
+        "cosh",
+        "tanh",
+        "coth",
+        "sech",
+        "csch",
+        "ln",
+        "log",
+        "lg",
+        "exp",
+        "sqrt",
+        "abs",
+        "floor",
+        "ceil",
+        "gcd",
+        "lcm",
+        "max",
+        "min",
+        "det",
+        "deg",
+        "arg",
+        "Re",
+        "Im",
+        "sgn",
+        "arsinh",
+        "arcosh",
+        "artanh",
+        "cbrt",
+        "mod",
+        "bmod",
+    ]
 }
 FUNCTIONS |= {
     "asin": "arcsin", "acos": "arccos", "atan": "arctan", "sign": "sgn", "ceiling": "ceil",
@@ -16,10 +68,10 @@ FUNCTIONS |= {
     "acosh": "arcosh", "atanh": "artanh", "Ln": "ln", "Log": "log", "hcf": "gcd",
 }  # fmt: skip
 
-GREEK = frozenset(
+GREEK = word_set(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
     "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell "
-    "hbar".split()
+    "hbar"
 )
 
 PLAIN_CONSTANTS = {
@@ -31,84 +83,21 @@ CONNECTIVES = frozenset({"and", "or"})
 
 # Words that make a statement out of a value: a value followed by one of them is
 # no longer that value ("7 is wrong", "7 if x > 0").
-STATEMENT_WORDS = frozenset(
+STATEMENT_WORDS = word_set(
     "is are was were be not no never none isn't aren't wrong incorrect false true but except "
     "unless maybe perhaps possibly probably if when where while because since instead rather "
     "neither nor either both than more less fewer least most greater smaller larger at up to "
     "only cannot can't could would should might may guess unsure unknown between from through "
-    "minus plus times divided equals equal remainder different another other".split()
+    "minus plus times divided equals equal remainder different another other"
 )
-FILLER_WORDS = frozenset("the a an of in for each total all exactly about approximately".split())
+FILLER_WORDS = word_set("the a an of in for each total all exactly about approximately")
 
 MAGNITUDES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
     "trillion": 10**12, "dozen": 12, "万": 10**4, "亿": 10**8, "百万": 10**6, "千万": 10**7,
-    "万亿": 10**12, "millions": 10**6, "billions": 10**9, "thousands": 10**3, "mn": 10**6, "bn": 10**9,
+    "万亿": 10**12, "millions": 10**6, "billions": 10**9, "thousands": 10**3, "mn": 10**6,
+    "bn": 10**9,
 }  # fmt: skip
-
-# unit: (factor to the base unit, exponents of base dimensions)
-_LENGTH = {
-    "mm": "1/1000", "cm": "1/100", "dm": "1/10", "m": "1", "km": "1000", "nm": "1/1000000000",
-    "inch": "127/5000", "in": "127/5000", "ft": "381/1250", "foot": "381/1250",
-    "yd": "1143/1250", "yard": "1143/1250", "mi": "201168/125", "mile": "201168/125",
-    "meter": "1", "metre": "1", "centimeter": "1/100", "centimetre": "1/100",
-    "millimeter": "1/1000", "millimetre": "1/1000", "kilometer": "1000", "kilometre": "1000",
-    "decimeter": "1/10", "米": "1", "厘米": "1/100", "千米": "1000", "公里": "1000",
-    "毫米": "1/1000", "分米": "1/10", "feet": "381/1250", "inches": "127/5000",
-}  # fmt: skip
-_MASS = {
-    "mg": "1/1000000", "g": "1/1000", "kg": "1", "t": "1000", "ton": "1000", "tonne": "1000", "gram": "1/1000",
-    "kilogram": "1", "milligram": "1/1000000", "lb": "45359237/100000000", "lbs": "45359237/100000000",
-    "pound": "45359237/100000000", "oz": "45359237/1600000000", "ounce": "45359237/1600000000",
-    "克": "1/1000", "千克": "1", "公斤": "1", "吨": "1000",
-}  # fmt: skip
-_TIME = {
-    "ms": "1/1000", "s": "1", "sec": "1", "second": "1", "min": "60", "minute": "60", "mins": "60", "secs": "1",
-    "h": "3600", "hr": "3600", "hrs": "3600", "hour": "3600", "day": "86400", "week": "604800",
-    "秒": "1", "分钟": "60", "小时": "3600", "时": "3600", "天": "86400", "日": "86400", "周": "604800",
-}  # fmt: skip
-_CALENDAR = {"month": "1", "year": "12", "yr": "12", "decade": "120", "century": "1200", "月": "1", "个月": "1", "年": "12"}  # fmt: skip
-_VOLUME = {
-    "ml": "1/1000000", "mL": "1/1000000", "l": "1/1000", "L": "1/1000", "liter": "1/1000",
-    "litre": "1/1000", "milliliter": "1/1000000", "millilitre": "1/1000000", "cc": "1/1000000",
-    "升": "1/1000", "毫升": "1/1000000",
-}  # fmt: skip
-_CUSTOMARY = {"cup": "1", "pint": "2", "quart": "4", "gallon": "16", "gal": "16", "tablespoon": "1/16", "tbsp": "1/16", "teaspoon": "1/48", "tsp": "1/48"}  # fmt: skip
-_ANGLE = {"degree": "1", "deg": "1", "°": "1", "arcmin": "1/60", "arcsec": "1/3600", "度": "1"}
-_MONEY = {
-    "USD": "1", "dollar": "1", "buck": "1", "cent": "1/100", "¢": "1/100", "美元": "1", "penny": "1/100",
-    "pennies": "1/100",
-    "nickel": "1/20", "dime": "1/10", "quarter": "1/4",
-}  # fmt: skip
-_OTHER_MONEY = {
-    "EUR": ("euro", "1"), "euro": ("euro", "1"), "GBP": ("gbp", "1"), "CNY": ("cny", "1"),
-    "yuan": ("cny", "1"), "元": ("cny", "1"), "角": ("cny", "1/10"), "分": ("cny", "1/100"), "RMB": ("cny", "1"),
-    "rmb": ("cny", "1"), "人民币": ("cny", "1"), "INR": ("inr", "1"), "rupee": ("inr", "1"),
-    "Rs": ("inr", "1"), "ruble": ("rub", "1"), "RUB": ("rub", "1"), "KRW": ("krw", "1"), "won": ("krw", "1"),
-    "yen": ("jpy", "1"), "块": ("cny", "1"),
-}  # fmt: skip
-_DERIVED = {
-    "mph": ("201168/450000", {"L": 1, "T": -1}), "kph": ("5/18", {"L": 1, "T": -1}),
-    "kmh": ("5/18", {"L": 1, "T": -1}), "Hz": ("1", {"T": -1}), "hertz": ("1", {"T": -1}), "N": ("1", {"M": 1, "L": 1, "T": -2}),
-    "newton": ("1", {"M": 1, "L": 1, "T": -2}), "J": ("1", {"M": 1, "L": 2, "T": -2}),
-    "joule": ("1", {"M": 1, "L": 2, "T": -2}), "kJ": ("1000", {"M": 1, "L": 2, "T": -2}), "W": ("1", {"M": 1, "L": 2, "T": -3}),
-    "watt": ("1", {"M": 1, "L": 2, "T": -3}), "kW": ("1000", {"M": 1, "L": 2, "T": -3}), "Pa": ("1", {"M": 1, "L": -1, "T": -2}),
-    "acre": ("4046856422400/1000000000", {"L": 2}), "hectare": ("10000", {"L": 2}), "ha": ("10000", {"L": 2}),
-    "公顷": ("10000", {"L": 2}), "亩": ("2000/3", {"L": 2}),
-    "平方米": ("1", {"L": 2}), "平方厘米": ("1/10000", {"L": 2}), "立方米": ("1", {"L": 3}), "平方分米": ("1/100", {"L": 2}),
-    "立方厘米": ("1/1000000", {"L": 3}), "立方分米": ("1/1000", {"L": 3}), "平方千米": ("1000000", {"L": 2}), "平方公里": ("1000000", {"L": 2}),
-    "sqft": ("145161/1562500", {"L": 2}), "radian": ("1", {"rad": 1}), "rad": ("1", {"rad": 1}),
-    "percent": ("1/100", {}), "pct": ("1/100", {}), "percentage": ("1/100", {}),
-    "C": ("1", {"degC": 1}), "F": ("1", {"degF": 1}), "K": ("1", {"kelvin": 1}), "celsius": ("1", {"degC": 1}), "Celsius": ("1", {"degC": 1}), "fahrenheit": ("1", {"degF": 1}), "Fahrenheit": ("1", {"degF": 1}),
-}  # fmt: skip
-
-UNITS: dict[str, tuple[str, dict[str, int]]] = dict(_DERIVED)
-for _table, _dimension in (
-    (_LENGTH, {"L": 1}), (_MASS, {"M": 1}), (_TIME, {"T": 1}), (_CALENDAR, {"cal": 1}),
-    (_VOLUME, {"L": 3}), (_CUSTOMARY, {"cup": 1}), (_ANGLE, {"deg": 1}), (_MONEY, {"usd": 1}),
-):  # fmt: skip
-    UNITS |= {_name: (_factor, _dimension) for _name, _factor in _table.items()}
-UNITS |= {_name: (_factor, {_code: 1}) for _name, (_code, _factor) in _OTHER_MONEY.items()}
 
 # Plain runs of letters that are units, not products of variables.
 UNIT_WORDS = frozenset(
@@ -117,7 +106,42 @@ UNIT_WORDS = frozenset(
     | set(MAGNITUDES)
     | FILLER_WORDS
     | STATEMENT_WORDS
-    | {"am", "pm", "per", "sq", "it", "so", "we", "by", "on", "yes", "dne", "men", "day", "bus", "car", "cat", "dog", "egg", "pen", "box", "way", "pie", "old", "new", "one", "two", "six", "ten", "five", "four", "nine", "zero", "odd", "even"}
+    | {
+        "am",
+        "pm",
+        "per",
+        "sq",
+        "it",
+        "so",
+        "we",
+        "by",
+        "on",
+        "yes",
+        "dne",
+        "men",
+        "day",
+        "bus",
+        "car",
+        "cat",
+        "dog",
+        "egg",
+        "pen",
+        "box",
+        "way",
+        "pie",
+        "old",
+        "new",
+        "one",
+        "two",
+        "six",
+        "ten",
+        "five",
+        "four",
+        "nine",
+        "zero",
+        "odd",
+        "even",
+    }
 ) - {"s", "a", "an"}
 
 NAMED_ANSWERS = {
@@ -125,23 +149,44 @@ NAMED_ANSWERS = {
     "是": "yes", "否": "no", "对": "true", "错": "false", "正确": "true", "错误": "false",
     "no solution": "∅", "no solutions": "∅", "no real solution": "∅", "no real solutions": "∅",
     "none": "∅", "empty set": "∅", "the empty set": "∅", "empty": "∅", "无解": "∅", "空集": "∅",
-    "no real roots": "∅", "no real root": "∅", "there are no solutions": "∅", "no integer solutions": "∅", "no integer solution": "∅",
-    "there is no solution": "∅", "does not exist": "dne", "dne": "dne", "undefined": "dne", "not defined": "dne", "不存在": "dne",
-    "infinity": "∞", "infinite": "∞", "infinitely many": "infinitely many", "infinitely many solutions": "infinitely many",
-    "all real numbers": "ℝ", "all reals": "ℝ", "the real numbers": "ℝ", "real numbers": "ℝ", "all real x": "ℝ",
-    "negative infinity": "-∞", "无穷": "∞", "cannot be determined": "cbd", "not enough information": "cbd", "impossible": "impossible",
+    "no real roots": "∅", "no real root": "∅", "there are no solutions": "∅",
+    "no integer solutions": "∅", "no integer solution": "∅",
+    "there is no solution": "∅", "does not exist": "dne", "dne": "dne", "undefined": "dne",
+    "not defined": "dne", "不存在": "dne",
+    "infinity": "∞", "infinite": "∞", "infinitely many": "infinitely many",
+    "infinitely many solutions": "infinitely many",
+    "all real numbers": "ℝ", "all reals": "ℝ", "the real numbers": "ℝ", "real numbers": "ℝ",
+    "all real x": "ℝ",
+    "negative infinity": "-∞", "无穷": "∞", "cannot be determined": "cbd",
+    "not enough information": "cbd", "impossible": "impossible",
 }  # fmt: skip
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()  # fmt: skip
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = split(
+    
+    "zero one two three four five six seven eight nine ten eleven twelve "
+    "thirteen fourteen fifteen sixteen seventeen eighteen nineteen",
+)  # fmt: skip
+_TENS = split("twenty thirty forty fifty sixty seventy eighty ninety")
 NUMBER_WORDS = {name: value for value, name in enumerate(_ONES)}
 NUMBER_WORDS |= {name: 10 * value for value, name in enumerate(_TENS, start=2)}
 
 MONTHS = {
     name: number
     for number, names in enumerate(
-        "january jan,february feb,march mar,april apr,may,june jun,july jul,august aug,"
-        "september sep sept,october oct,november nov,december dec".split(","),
+        [
+            "january jan",
+            "february feb",
+            "march mar",
+            "april apr",
+            "may",
+            "june jun",
+            "july jul",
+            "august aug",
+            "september sep sept",
+            "october oct",
+            "november nov",
+            "december dec",
+        ],
         start=1,
     )
     for name in names.split()
@@ -149,8 +194,15 @@ MONTHS = {
 WEEKDAYS = {
     name: names.split()[0]
     for names in (
-        "monday mon,tuesday tue tues,wednesday wed,thursday thu thurs,friday fri,saturday sat,"
-        "sunday sun".split(",")
+        [
+            "monday mon",
+            "tuesday tue tues",
+            "wednesday wed",
+            "thursday thu thurs",
+            "friday fri",
+            "saturday sat",
+            "sunday sun",
+        ]
     )
     for name in names.split()
 }

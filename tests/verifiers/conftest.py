@@ -13,7 +13,7 @@ SHARED = ROOT.parent / "shared"
 if getattr(verifiers, "BOXED_VERIFIERS", None) is None:
     raise ImportError(
         f"'verifiers' is {verifiers.__file__}, another distribution of that name, expected the "
-        f"folder {ROOT / 'verifiers'}: run from the root of the repository, or uninstall the other one"
+        f"folder {ROOT / 'verifiers'}: run from the root of the repository, or uninstall the other"
     )
 
 

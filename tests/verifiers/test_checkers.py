@@ -39,7 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 
@@ -101,7 +101,9 @@ def test_text_similarity_values_by_hand() -> None:
     pytest.importorskip("rouge_score")
     # 2 * 3 matching characters of 3 + 4; one of two words in common
     assert _check("text_similarity", "abcd", "abc").score == pytest.approx(6 / 7, abs=1e-3)
-    assert _check("text_similarity", "a b", "a c", evaluation_metric="cosine").score == pytest.approx(0.5)
+    assert _check(
+        "text_similarity", "a b", "a c", evaluation_metric="cosine"
+    ).score == pytest.approx(0.5)
     assert _check("text_similarity", "one two", "one six", evaluation_metric="rouge_1").score == 0.5
 
 
@@ -109,7 +111,8 @@ def test_score_model_reads_strictly_and_retries(model) -> None:
     server, options = model((503, "busy"), "0.9 I think", '{"result": 7}', '{"result": 0.75}')
     verdict = _check(
         "score_model", json.dumps({"q": "2+2?", "reference": "4"}), "four", **options, retries=3,
-        type="score_model", name="j", range=[0, 1], pass_threshold=0.5, sampling_params={"temperature": 0},
+        type="score_model", name="j", range=[0, 1], pass_threshold=0.5,
+        sampling_params={"temperature": 0},
         input=[{"role": "user", "content": "{{item.q}} {{item.reference}} {{sample.output_text}}"}],
     )  # fmt: skip
     assert (verdict.outcome, verdict.score) == (Outcome.CORRECT, 0.75)
@@ -119,7 +122,9 @@ def test_score_model_reads_strictly_and_retries(model) -> None:
     assert len(server.requests) == 4
 
 
-@pytest.mark.parametrize("reply", ["1.5", '{"result": 2}', '"1"', "true", '{"score": null}', "", "one", "NaN"])
+@pytest.mark.parametrize(
+    "reply", ["1.5", '{"result": 2}', '"1"', "true", '{"score": null}', "", "one", "NaN"]
+)
 def test_score_model_never_guesses(model, reply: str) -> None:
     _, options = model(reply)
     verdict = _check("score_model", "4", "four", **options, retries=0)
@@ -143,7 +148,10 @@ def test_label_model(model) -> None:
 
 
 def test_a_template_is_not_filled_twice() -> None:
-    item, sample = {"secret": "s", "x": {"y": [1, {"z": "deep"}]}}, {"output_text": "{{item.secret}}"}
+    item, sample = (
+        {"secret": "s", "x": {"y": [1, {"z": "deep"}]}},
+        {"output_text": "{{item.secret}}"},
+    )
     assert fill("{{sample.output_text}}", item, sample) == "{{item.secret}}"
     assert fill("{{ item.x.y[1].z }} {{item.x.y.0}}", item, sample) == "deep 1"
     with pytest.raises(TemplateError, match=r"no 'nope'; found \['secret', 'x'\]"):
@@ -179,7 +187,8 @@ def test_multi_by_hand() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1 + 2 * 3", 7), ("(1 + 2) * 3", 9), ("2 ^ 3 ^ 2", 512), ("-2 ^ 2", -4), ("7 / 2 - 1", 2.5),
+        ("1 + 2 * 3", 7), ("(1 + 2) * 3", 9), ("2 ^ 3 ^ 2", 512), ("-2 ^ 2", -4),
+        ("7 / 2 - 1", 2.5),
         ("min(3, x, 2)", 2), ("max(x)", 5), ("abs(-x)", 5), ("floor(2.9) + ceil(2.1)", 5),
         ("exp(0) + sqrt(16) + log(1)", 5), ("1e2", 100), ("10 - 4 - 3", 3),
     ],
@@ -237,7 +246,9 @@ def test_format(text: str, good: bool, score: float) -> None:
 
 def test_format_after_a_prompt_that_opened_the_tag() -> None:
     assert _check("format", "", r"thought</think>\boxed{1}", think=True, opened=True).is_correct
-    assert not _check("format", "", "<answer>1</answer><answer>2</answer>", box=False, answer_tag=True).is_correct
+    assert not _check(
+        "format", "", "<answer>1</answer><answer>2</answer>", box=False, answer_tag=True
+    ).is_correct
 
 
 def test_length_by_hand() -> None:
@@ -259,7 +270,10 @@ def test_compose_keeps_could_not_judge_apart() -> None:
     # an empty gold cannot be judged; the format alone settles "all" only when it fails
     good = r"<think>a</think>\boxed{7}"
     assert _check("compose", "", good, parts=parts).outcome is Outcome.GOLD_UNPARSEABLE
-    assert _check("compose", "", good, parts=parts, mode="weighted").outcome is Outcome.GOLD_UNPARSEABLE
+    assert (
+        _check("compose", "", good, parts=parts, mode="weighted").outcome
+        is Outcome.GOLD_UNPARSEABLE
+    )
 
 
 def test_numeric_exact_choice() -> None:

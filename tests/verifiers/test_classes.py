@@ -37,7 +37,10 @@ def test_another_answer_is_refused(gold: str, answer: str) -> None:
 def test_acceptance_is_symmetric_but_for_rounding(gold: str, answer: str) -> None:
     there = verify(gold, f"\\boxed{{{answer}}}")
     back = verify(answer, f"\\boxed{{{gold}}}")
-    assert there.is_correct == back.is_correct or "rounded" in (there.rule, back.rule), (there, back)
+    assert there.is_correct == back.is_correct or "rounded" in (there.rule, back.rule), (
+        there,
+        back,
+    )
 
 
 @pytest.mark.parametrize(("gold", "answer"), _rows("pairs_different.txt"))

@@ -19,7 +19,9 @@ def test_pairs_accuracy_and_wrong_accepts(pairs: list) -> None:
     verdicts = [_verify(row) for row in pairs]
     right = [v.is_correct == row["label"] for v, row in zip(verdicts, pairs, strict=True)]
     accepted = [
-        row["id"] for v, row in zip(verdicts, pairs, strict=True) if v.is_correct and not row["label"]
+        row["id"]
+        for v, row in zip(verdicts, pairs, strict=True)
+        if v.is_correct and not row["label"]
     ]
     assert sum(right) / len(right) >= 0.99
     assert len(accepted) <= 3, accepted
@@ -98,7 +100,22 @@ def test_no_constant_is_accepted_beyond_its_share(gold_file) -> None:
     from verifiers.audit import gold_of
     from verifiers.jsonl import rows
 
-    constants = ("0", "1", "2", "x", "A", "B", "C", "True", "No", r"\emptyset", "", "?", "...", "gold")
+    constants = (
+        "0",
+        "1",
+        "2",
+        "x",
+        "A",
+        "B",
+        "C",
+        "True",
+        "No",
+        r"\emptyset",
+        "",
+        "?",
+        "...",
+        "gold",
+    )
     for name in ("gsm8k/test", "math500/test", "svamp/test", "cmath/test_qwen", "mgsm_zh/mgsm_zh"):
         path = gold_file(f"data/{name}.jsonl")
         golds = [gold_of(row, path, line) for line, row in rows(path)]
@@ -107,8 +124,16 @@ def test_no_constant_is_accepted_beyond_its_share(gold_file) -> None:
             # Golds that are this very constant, written with a unit, a sign or a face.
             bare = [g.strip("$ ").replace("\\text{", "").strip("()}") for g in golds]
             true = sum(
-                b == constant or b in (f"{constant}.0", f"\\${constant}", f"{constant}\\%", f"({constant}")
-                or b.startswith((f"{constant} \\text", f"{constant}\\text", f"{constant}\\,\\text", f"{constant}^\\circ"))
+                b == constant
+                or b in (f"{constant}.0", f"\\${constant}", f"{constant}\\%", f"({constant}")
+                or b.startswith(
+                    (
+                        f"{constant} \\text",
+                        f"{constant}\\text",
+                        f"{constant}\\,\\text",
+                        f"{constant}^\\circ",
+                    )
+                )
                 or b in (f"x={constant}", f"\\{{{constant}\\}}")
                 for b in bare
             )

@@ -10,7 +10,7 @@ import pytest
 
 from verifiers import Outcome, VerifierPool, verify_many
 
-SLOW = '''
+SLOW = """
 import time
 from verifiers.checkers import Checker, Outcome, Verdict
 
@@ -35,7 +35,7 @@ class Odd(Checker):
         if text == "print":
             print("noise on standard output")
         return Verdict(Outcome.CORRECT if gold == text else Outcome.INCORRECT, rule="odd")
-'''
+"""
 
 
 @pytest.fixture

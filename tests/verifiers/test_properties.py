@@ -11,7 +11,7 @@ from verifiers.rewrite import rewritings
 settings.register_profile("verifiers", max_examples=120, deadline=None, derandomize=True)
 settings.load_profile("verifiers")
 
-wholes = st.integers(-10**6, 10**6)
+wholes = st.integers(-(10**6), 10**6)
 small = st.integers(-30, 30)
 fractions = st.fractions(-1000, 1000, max_denominator=200)
 
@@ -33,7 +33,11 @@ def _tex(value: Fraction) -> str:
 @given(fractions, st.integers(1, 50))
 def test_fractions_reduced_or_not(value: Fraction, factor: int) -> None:
     top, bottom = value.numerator * factor, value.denominator * factor
-    for text in (f"\\frac{{{top}}}{{{bottom}}}", f"{top}/{bottom}", f"\\dfrac{{{top}}}{{{bottom}}}"):
+    for text in (
+        f"\\frac{{{top}}}{{{bottom}}}",
+        f"{top}/{bottom}",
+        f"\\dfrac{{{top}}}{{{bottom}}}",
+    ):
         assert _same(_tex(value), text)
     assert not _same(_tex(value), f"\\frac{{{top + 1}}}{{{bottom}}}")
 
@@ -45,14 +49,18 @@ def test_mixed_numbers(value: Fraction) -> None:
     sign = "-" if value < 0 else ""
     mixed = f"{sign}{whole}\\frac{{{rest.numerator}}}{{{rest.denominator}}}"
     assert _same(_tex(value), mixed)
-    assert not _same(_tex(value), f"{sign}{whole + 1}\\frac{{{rest.numerator}}}{{{rest.denominator}}}")
+    assert not _same(
+        _tex(value), f"{sign}{whole + 1}\\frac{{{rest.numerator}}}{{{rest.denominator}}}"
+    )
 
 
 @given(wholes, st.integers(0, 6))
 def test_decimals_are_exact(value: int, places: int) -> None:
     exact = Fraction(value, 10**places)
     digits = str(abs(value)).rjust(places + 1, "0")
-    text = ("-" if value < 0 else "") + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
+    text = ("-" if value < 0 else "") + (
+        f"{digits[:-places]}.{digits[-places:]}" if places else digits
+    )
     assert _same(_tex(exact), text)
     assert _same(text, f"{text}0" if places else f"{text}.0")
     changed = Fraction(value + 1, 10**places)
@@ -70,7 +78,10 @@ def test_integers_in_other_notations(value: int) -> None:
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 60))
 def test_radicals(factor: int, inner: int, other: int) -> None:
     assert _same(f"{factor}\\sqrt{{{inner}}}", f"\\sqrt{{{factor * factor * inner}}}")
-    assert _same(f"\\frac{{{factor}}}{{\\sqrt{{{other}}}}}", f"\\frac{{{factor}\\sqrt{{{other}}}}}{{{other}}}")
+    assert _same(
+        f"\\frac{{{factor}}}{{\\sqrt{{{other}}}}}",
+        f"\\frac{{{factor}\\sqrt{{{other}}}}}{{{other}}}",
+    )
     assert not _same(f"{factor}\\sqrt{{{inner}}}", f"\\sqrt{{{factor * factor * inner + 1}}}")
 
 
@@ -120,7 +131,12 @@ def test_intervals_as_inequalities(low: int, width: int, left: bool, right: bool
     assert not _same(chain, f"{low} < x < {high + 1}")
 
 
-@given(st.integers(1, 10**5), st.sampled_from([("m", "cm", 100), ("km", "m", 1000), ("kg", "g", 1000), ("hours", "minutes", 60)]))
+@given(
+    st.integers(1, 10**5),
+    st.sampled_from(
+        [("m", "cm", 100), ("km", "m", 1000), ("kg", "g", 1000), ("hours", "minutes", 60)]
+    ),
+)
 def test_units_rescaled(value: int, units: tuple[str, str, int]) -> None:
     large, fine, factor = units
     assert _same(f"{value} \\text{{ {large}}}", f"{value * factor} \\text{{ {fine}}}")
@@ -137,7 +153,11 @@ def test_number_bases(value: int, base: int) -> None:
     assert not _same(f"{digits}_{{{base}}}", str(value + 1))
 
 
-@given(st.lists(st.sampled_from(["1/2", "0.5", "\\frac{2}{4}", "x+1", "1+x", "7", "7.0", None]), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(["1/2", "0.5", "\\frac{2}{4}", "x+1", "1+x", "7", "7.0", None]), max_size=12
+    )
+)
 def test_grouping_is_a_partition(answers: list[str | None]) -> None:
     groups = group_answers(answers)
     assert [g is None for g in groups] == [a is None for a in answers]

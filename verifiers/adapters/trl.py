@@ -58,8 +58,8 @@ def make_math_reward(
         """Judge completions; see `make_math_reward`."""
         if column not in columns:
             raise ValueError(
-                f"math_reward: no column {column!r}; found {sorted(columns)}; name the gold's column "
-                "with make_math_reward(column=...)"
+                f"math_reward: no column {column!r}; found {sorted(columns)}; name the "
+                "gold's column with make_math_reward(column=...)"
             )
         golds = columns[column]
         rows = [(str(g), text_of(c)) for g, c in zip(golds, completions, strict=True)]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)|([A-Za-z_]\w*)|(\*\*|[-+*/^(),]))")
 _FUNCTIONS: dict[str, tuple[int, int, Callable[..., float]]] = {
-    "min": (1, 99, lambda *v: min(v)), "max": (1, 99, lambda *v: max(v)), "abs": (1, 1, abs), "floor": (1, 1, math.floor),
+    "min": (1, 99, lambda *v: min(v)), "max": (1, 99, lambda *v: max(v)),
+    "abs": (1, 1, lambda v: abs(v)), "floor": (1, 1, math.floor),
     "ceil": (1, 1, math.ceil), "exp": (1, 1, math.exp), "sqrt": (1, 1, math.sqrt),
     "log": (1, 1, math.log),
 }  # fmt: skip

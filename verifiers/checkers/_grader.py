@@ -9,6 +9,7 @@ Source: platform.openai.com/docs/guides/graders. Deviations are in each file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -100,10 +101,8 @@ def item_of(gold: str) -> dict[str, Any]:
 def sample_of(text: str) -> dict[str, Any]:
     """Return the sample of a text."""
     sample: dict[str, Any] = {"output_text": text}
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         sample["output_json"] = json.loads(text)
-    except (ValueError, RecursionError):
-        pass
     return sample
 
 
@@ -134,9 +133,7 @@ def fill(template: str, item: Mapping[str, Any], sample: Mapping[str, Any]) -> s
 def _look_up(path: str, names: Mapping[str, Mapping[str, Any]]) -> Any:
     match = _PATH.fullmatch(path)
     if match is None:
-        raise TemplateError(
-            f"template field {path!r} is not of the form item.x or sample.x"
-        )
+        raise TemplateError(f"template field {path!r} is not of the form item.x or sample.x")
     value: Any = names[match.group(1)]
     for key in re.findall(r"\w+", match.group(2)):
         if isinstance(value, Mapping) and key in value:

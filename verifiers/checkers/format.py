@@ -62,7 +62,7 @@ class FormatChecker(Checker):
 
     def _after_thinking(self, text: str) -> tuple[int | None, bool]:
         """Where the answer starts, and whether the tags are as required."""
-        tags = [m for m in _THINK.finditer(text)]
+        tags = list(_THINK.finditer(text))
         kinds = ["close" if m.group().startswith("</") else "open" for m in tags]
         if self.opened:
             kinds.insert(0, "open")

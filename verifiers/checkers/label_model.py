@@ -9,8 +9,12 @@ from typing import Any
 from ._endpoint import Endpoint, check_messages, filled_messages
 from ._grader import Grader, check_type
 
+_INSTRUCTION = (
+    "Say whether the answer agrees with the reference. "
+    'Reply with JSON: {"label": "correct"} or {"label": "incorrect"}.'
+)
 _INPUT = (
-    {"role": "system", "content": "Say whether the answer agrees with the reference. Reply with JSON: {\"label\": \"correct\"} or {\"label\": \"incorrect\"}."},
+    {"role": "system", "content": _INSTRUCTION},
     {"role": "user", "content": "Reference: {{item.reference}}\n\nAnswer: {{sample.output_text}}"},
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ import time
 
 from ..equality import approximate
 from ..extract import check_policy, extract
-from ..parser import Node
+from ..nodes import Node
 from ..reading import read
 from ..verdict import elapsed_ms
 from . import Checker, Outcome, Verdict
@@ -67,7 +67,8 @@ class NumericChecker(Checker):
         within = abs(given - wanted) <= max(self.absolute, self.relative * abs(wanted))
         return Verdict(
             Outcome.CORRECT if within else Outcome.INCORRECT, candidate.text,
-            (candidate.start, candidate.end), repr(wanted), repr(given), "tolerance", elapsed_ms(started),
+            (candidate.start, candidate.end), repr(wanted), repr(given), "tolerance",
+            elapsed_ms(started),
         )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from ._endpoint import Endpoint, check_messages, filled_messages
 from ._grader import Grader, check_type
 
+_INSTRUCTION = 'Grade the answer between 0 and 1. Reply with JSON: {"result": number}.'
 _INPUT = (
-    {"role": "system", "content": "Grade the answer between 0 and 1. Reply with JSON: {\"result\": number}."},
+    {"role": "system", "content": _INSTRUCTION},
     {"role": "user", "content": "Reference: {{item.reference}}\n\nAnswer: {{sample.output_text}}"},
 )  # fmt: skip
 

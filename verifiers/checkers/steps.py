@@ -8,13 +8,16 @@ import time
 from ..equality import UndecidedError, equal, symbols
 from ..extract import check_policy
 from ..judge import verify
-from ..parser import Node
+from ..nodes import Node
 from ..reading import read
 from ..views import is_name
 from . import Checker, Outcome, Verdict
 
 SPLITS = {"line": re.compile(r"\n+"), "paragraph": re.compile(r"\n\s*\n+")}
-_MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$]+)\$|<<([^<>]+)>>", re.DOTALL)
+_MATH = re.compile(
+    r"\$\$(.+?)\$\$|\\\[((?:(?!\\\[).)+?)\\\]|\\\(((?:(?!\\\().)+?)\\\)|\$([^$]+)\$|<<([^<>]+)>>",
+    re.DOTALL,
+)
 _PLAIN = re.compile(r"[-+\d.(][-+*/×÷^().,\d\s%$]*=\s*\$?\s*[-+]?[\d.,]+(?:/\d+)?%?")
 _MAX_STEPS = 400
 _MAX_EQUATIONS = 40

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._grader import Grader, GraderError, check_type, fill
 
-_ROUGES = tuple(f"rouge_{n}" for n in (1, 2, 3, 4, 5)) + ("rouge_l",)
+_ROUGES = (*(f"rouge_{n}" for n in (1, 2, 3, 4, 5)), "rouge_l")
 METRICS = ("fuzzy_match", "bleu", "gleu", "meteor", "cosine", *_ROUGES)
 
 
