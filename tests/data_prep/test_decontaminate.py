@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from data_prep.decontaminate import Index, Question, content, is_copy
 from data_prep.normalise import normalise
 
@@ -17,9 +18,9 @@ TWINS = [
     ("Compute $\\sin 30$ and add 4 to it.", "Compute $\\cos 30$ and add 4 to it."),
     ("What is the minimum value of $x^2+y^2=14x+48y$?",
      "What is the maximum value of $x^2+y^2=14x+48y$?"),
-    ("What is the sum of the prime factors of 315?", "What is the sum of the prime factors of 735?"),
+    ("What is the sum of the factors of 315?", "What is the sum of the factors of 735?"),
     ("How many digits if none may be repeated?", "How many digits if any may be repeated?"),
-    ("How many if a digit may be repeated in it?", "How many if a digit may not be repeated in it?"),
+    ("How many if a digit may be repeated?", "How many if a digit may not be repeated?"),
     ("Find the letter of the graph of $y=f(-x)$.", "Find the letter of the graph of $y=-f(x)$."),
     ("Put 4 distinguishable balls into 2 indistinguishable boxes.",
      "Put 4 indistinguishable balls into 2 distinguishable boxes."),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+
 from data_prep import chunk, mixture, shards
 from data_prep.config import validate
 from data_prep.errors import UserError

@@ -1,6 +1,7 @@
 import random
 
 import numpy as np
+
 from data_prep.near import near_duplicates, numbers_key, signatures
 from data_prep.normalise import normalise
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from data_prep.packing import best_fit, efficiency, training_sequences
 from hypothesis import given
 from hypothesis import strategies as st
+
+from data_prep.packing import best_fit, efficiency, training_sequences
 
 
 def plain_best_fit(lengths, capacity):

@@ -3,6 +3,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from data_prep.config import validate
 from data_prep.errors import UserError
 from data_prep.mixture_config import Ingredient
@@ -35,7 +36,7 @@ def test_every_kind_of_file_gives_the_same_rows(tables, name):
     assert [item.question for item in found] == [row["question"] for row in ROWS]
     unit = "line 3" if name == "rows.jsonl" else "row 3"
     assert found[2].where.endswith(unit)
-    parts = [part for part in stretches(settings, 3)]
+    parts = list(stretches(settings, 3))
     assert [part.rows for part in parts] == [3, 3, 1]
     assert [p.number for part in parts for p, _ in read_stretch(part)] == list(range(7))
 
