@@ -20,25 +20,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.config import PluginConfig, fingerprint, validate
-from data_prep.errors import UserError
 from data_prep.jsonl import read_json, write_json, write_rows
 from data_prep.run_folder import Stage, input_hash
 from data_prep.schema import Problem
-from eval.figures import DEFINITIONS, intervals, suite_values
+from eval.figures import suite_figures
 from eval.grading import Graded, grade, read_graded, write_graded
+from eval.models import check_model
 from eval.profile import EvaluationProfile, load_evaluation_profile
 from eval.prompting import preflight, suite_formatter, suite_prompts
 from eval.sandbox import SandboxConfig, Session
-from eval.styles import style_figures
 from eval.suites import Suite
 from eval.tools import ToolEngine
 from pipeline.config import EvaluateConfig
@@ -47,9 +43,6 @@ from pipeline.generate import generate_shards
 from pipeline.model import load_tokenizer
 from pipeline.verify import open_pool
 from verifiers import VerifierPool
-
-# Figures that a breakdown by level or subject repeats.
-_BROKEN_DOWN = ("greedy", "avg@", "pass@", "maj@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,90 +264,3 @@ def _suite(
     )
     write_json(folder / "figures.json", {"checkpoint": job.name, "suite": name, **figures})
     return len(problems) * (config.n + 1)
-
-
-def suite_figures(
-    problems: Sequence[Problem],
-    sampled: Sequence[Sequence[Graded]],
-    greedy: Sequence[Graded],
-    ks: Sequence[int],
-    *,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Return what `figures.json` holds: every figure of a suite, from its graded rows alone.
-
-    Args:
-        problems: The suite's problems.
-        sampled: n rows a question, in the order of the problems.
-        greedy: One row a question; empty where greedy was not drawn.
-        ks: The K of Pass@K and Maj@K.
-        resamples: Resampled sets of questions.
-        seed: Seed of the resampling.
-    """
-    values = suite_values(sampled, greedy, ks)
-    found = intervals(values, resamples=resamples, seed=seed)
-    styles = style_figures(sampled, resamples=resamples, seed=seed)
-    return {
-        "questions": len(problems),
-        "n": len(sampled[0]),
-        "k": list(ks),
-        "figures": {metric: interval.to_dict() for metric, interval in found.items()},
-        "styles": {
-            style: {"share": f.share.to_dict(), "accuracy": f.accuracy.to_dict()}
-            for style, f in styles.items()
-        },
-        "breakdown": {
-            by: _breakdown(values, [str(getattr(p, by)) for p in problems], resamples, seed)
-            for by in ("level", "subject")
-        },
-        "definitions": DEFINITIONS,
-    }
-
-
-def _breakdown(
-    values: dict[str, np.ndarray], keys: Sequence[str], resamples: int, seed: int
-) -> dict[str, Any]:
-    """Return key to metric to interval; empty where all problems share one key."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        places[key].append(index)
-    if len(places) < 2:
-        return {}
-    kept = {
-        name: row for name, row in values.items()
-        if name.startswith(_BROKEN_DOWN) and "_" not in name
-    }
-    return {
-        key or "not stated": {
-            metric: interval.to_dict()
-            for metric, interval in intervals(
-                {name: row[places[key]] for name, row in kept.items()},
-                resamples=resamples, seed=seed,
-            ).items()
-        }
-        for key in sorted(places)
-    }
-
-
-def check_model(folder: Path) -> None:
-    """Check that a model folder is complete, before anything is loaded.
-
-    Raises:
-        UserError: The folder is not there, or a file that every model folder has is missing.
-    """
-    if not folder.is_dir():
-        raise UserError(str(folder), "no such folder", "a model folder", "check the path")
-    needed = {
-        "config.json": ("config.json",),
-        "weights": ("*.safetensors", "pytorch_model*.bin"),
-        "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.json"),
-    }
-    for what, patterns in needed.items():
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
-            raise UserError(
-                str(folder), f"an incomplete model folder without {what}; it holds {found}",
-                f"{what} ({' or '.join(patterns)})",
-                "copy the missing files, or name the folder that save_pretrained wrote",
-            )

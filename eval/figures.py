@@ -7,14 +7,18 @@ or not judged counts as not correct, and its share is a figure of its own.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from data_prep.schema import Problem
 from eval.grading import Graded
 from eval.metrics import average, majority_at_k, majority_first, pass_at_k
 from eval.statistics import Interval, bootstrap_means, widen_constant
+from eval.styles import style_figures
 
 DEFINITIONS = {
     "greedy": "share of questions that the greedy sample answers correctly",
@@ -33,6 +37,8 @@ DEFINITIONS = {
     "not_run": "share of samples that were not drawn (prompt longer than the context)",
     "mean_tokens": "length of a sample in tokens, end token included",
 }
+# Figures that a breakdown by level or subject repeats.
+_BROKEN_DOWN = ("greedy", "avg@", "pass@", "maj@")
 # Not a share, so 0 and 1 are not its ends.
 _NOT_SHARES = frozenset({"mean_tokens", "greedy_tokens"})
 
@@ -131,4 +137,68 @@ def intervals(
     return {
         name: interval if name in _NOT_SHARES else widen_constant(interval)
         for name, interval in zip(names, found, strict=True)
+    }
+
+
+def suite_figures(
+    problems: Sequence[Problem],
+    sampled: Sequence[Sequence[Graded]],
+    greedy: Sequence[Graded],
+    ks: Sequence[int],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what `figures.json` holds: every figure of a suite, from its graded rows alone.
+
+    Args:
+        problems: The suite's problems.
+        sampled: n rows a question, in the order of the problems.
+        greedy: One row a question; empty where greedy was not drawn.
+        ks: The K of Pass@K and Maj@K.
+        resamples: Resampled sets of questions.
+        seed: Seed of the resampling.
+    """
+    values = suite_values(sampled, greedy, ks)
+    found = intervals(values, resamples=resamples, seed=seed)
+    styles = style_figures(sampled, resamples=resamples, seed=seed)
+    return {
+        "questions": len(problems),
+        "n": len(sampled[0]),
+        "k": list(ks),
+        "figures": {metric: interval.to_dict() for metric, interval in found.items()},
+        "styles": {
+            style: {"share": f.share.to_dict(), "accuracy": f.accuracy.to_dict()}
+            for style, f in styles.items()
+        },
+        "breakdown": {
+            by: _breakdown(values, [str(getattr(p, by)) for p in problems], resamples, seed)
+            for by in ("level", "subject")
+        },
+        "definitions": DEFINITIONS,
+    }
+
+
+def _breakdown(
+    values: dict[str, np.ndarray], keys: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return key to metric to interval; empty where all problems share one key."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        places[key].append(index)
+    if len(places) < 2:
+        return {}
+    kept = {
+        name: row for name, row in values.items()
+        if name.startswith(_BROKEN_DOWN) and "_" not in name
+    }
+    return {
+        key or "not stated": {
+            metric: interval.to_dict()
+            for metric, interval in intervals(
+                {name: row[places[key]] for name, row in kept.items()},
+                resamples=resamples, seed=seed,
+            ).items()
+        }
+        for key in sorted(places)
     }

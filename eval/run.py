@@ -18,7 +18,8 @@ from typing import Any
 from data_prep.config import Config, PluginConfig, plugin_config, validate
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json
-from eval.evaluate import Job, check_model, evaluate, prompts_of
+from eval.evaluate import Job, evaluate, prompts_of
+from eval.models import check_model, fetch_model
 from eval.suites import Suite, choose_suites
 from pipeline.config import EvaluateConfig, RunConfig, load_run
 
@@ -107,29 +108,6 @@ def job_of_model(
     label = name or (folder.resolve().parent.name if folder.name == "checkpoint" else
                      Path(model).name)
     return Job(label, folder, identity, config, engine, seed, _suites(config, nearby), out)
-
-
-def fetch_model(model: str) -> tuple[Path, str]:
-    """Return (folder, identity) of a model; identity is empty for a local folder.
-
-    Raises:
-        UserError: It is neither a folder nor a hub id that can be reached.
-    """
-    if Path(model).is_dir():
-        return Path(model), ""
-    if model.count("/") != 1 or model.startswith((".", "/")):
-        raise UserError(model, "no such folder", "a model folder, or a hub id such as owner/name",
-                        "check the path")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(model))
-    except Exception as error:
-        raise UserError(
-            model, f"neither a folder nor a hub model that can be reached: {error}",
-            "a model folder or hub id", "check the path, or fetch the model first",
-        ) from None
-    return folder, f"{model}@{folder.name}"
 
 
 def _suites(config: EvaluateConfig, embedded: Path) -> tuple[Suite, ...]:

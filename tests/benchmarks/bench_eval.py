@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data_prep.jsonl import write_json, write_rows
 from data_prep.run_folder import versions
 from data_prep.schema import Problem
-from eval.evaluate import suite_figures
+from eval.figures import suite_figures
 from eval.grading import grade, read_graded, write_graded
 from eval.report import write_report
 from eval.score import read_answers, score
@@ -54,7 +54,7 @@ def problems(count: int) -> list[Problem]:
 
 def samples(rows: list[Problem], n: int, skill: float, seed: int) -> Iterator[Sample]:
     """Yield n samples a problem: right with a chance of the problem's own."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     for problem in rows:
         chance = min(1.0, rng.betavariate(2, 2) * 2 * skill)
         gold = int(problem.answer)

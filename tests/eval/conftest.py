@@ -86,7 +86,7 @@ class SimulatedEngine:
     def _one(self, problem_id, index, sampling):
         a, b = self.answers[problem_id]
         seed = sample_seed(sampling.seed, 0, problem_id, index)
-        rng = random.Random(seed)  # noqa: S311
+        rng = random.Random(seed)
         hard = 0.75 + 0.25 * ((a * 31 + b * 17) % 97) / 97
         is_worked = rng.random() < self.worked if sampling.temperature else self.worked > 0.6
         is_right = rng.random() < (self.right if is_worked else self.bare_right) ** (2 - hard)
@@ -138,7 +138,7 @@ def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> P
         (folder / name / "checkpoint").mkdir(parents=True)
         for path in checkpoint.iterdir():
             (folder / name / "checkpoint" / path.name).write_bytes(path.read_bytes())
-        curve = random.Random(name)  # noqa: S311
+        curve = random.Random(name)
         write_jsonl(folder / name / "steps.jsonl", [
             {"step": i, "loss": 3 / (1 + i / 8) + curve.random() / 9, "objective": curve.random(),
              "accuracy": 0.4 + 0.5 * i / 60 + curve.random() / 12, "grad_norm": curve.random(),

@@ -41,7 +41,7 @@ def brute_majority(classes, correct, k):
 
 
 def questions(seed, count):
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     for index in range(count):
         n = rng.randint(1, 9)
         classes = [rng.choice([None, "a", "b", "c", "d", "e"]) for _ in range(n)]
@@ -65,7 +65,7 @@ def test_majority_equals_brute_force_over_all_subsets():
 
 
 def test_pass_and_best_of_k_equal_brute_force():
-    rng = random.Random(2)  # noqa: S311
+    rng = random.Random(2)
     for classes, correct in questions(3, 90):
         n = len(classes)
         scores = [rng.choice([0.1, 0.5, 0.9]) for _ in classes]  # ties are common
