@@ -21,6 +21,7 @@ _STRUCTURES = word_set(
 _INEQUALITIES = frozenset({"<", ">", "le", "ge", "ne"})
 _REVERSED = {">": "<", "ge": "le"}
 _MAX_MATCHING = 400
+CHOICES = frozenset("ABCDEFGHIJ")
 
 
 def matches(gold: Node, answer: Node) -> str | None:
@@ -56,6 +57,9 @@ def _same(a: Node, b: Node) -> str | None:
         return _named(left, right)
     if left is not a or right is not b:  # a true chain of numbers is its value
         return _same(left, right)
+    chosen, wanted = _letters(b), _letters(a)
+    if chosen is not None and wanted is not None and "list" in (a[0], b[0]):
+        return "choice" if chosen == wanted else None
     for kind in ("word", "text", "clock", "date", "choice"):
         if kind in (a[0], b[0]):
             return _worded(a, b)
@@ -75,7 +79,7 @@ def _same(a: Node, b: Node) -> str | None:
         return _chains(a, b)
     if a[0] in _STRUCTURES or b[0] in _STRUCTURES:
         return None
-    if a[0] == b[0] == "sym" and a[1].upper() == b[1].upper() and a[1].upper() in "ABCDEFGHIJ":
+    if a[0] == b[0] == "sym" and a[1].upper() == b[1].upper() and a[1].upper() in CHOICES:
         return "choice"
     return scalars.same(a, b)
 
@@ -141,12 +145,30 @@ def _worded(a: Node, b: Node) -> str | None:
     if a[0] != b[0]:
         return None
     if a[0] == "clock":
-        same_time = a[1:4] == b[1:4] and (a[4] == b[4] or not a[4] or not b[4])
+        if a[4] and b[4]:
+            return "clock" if a == b else None
+        # 5:00 PM is 17:00; an unmarked 5:00 may be either half of the day.
+        same_time = a[1:4] == b[1:4] or _on_day(a) == _on_day(b)
         return "clock" if same_time else None
     if a[0] == "date":
         same_day = a[1:3] == b[1:3] and (a[3] == b[3] or a[3] is None or b[3] is None)
         return "date" if same_day else None
     return a[0] if a == b else None
+
+
+def _on_day(clock: Node) -> tuple[int, int, int]:
+    _, hours, minutes, seconds, half = clock
+    if half:
+        hours = hours % 12 + (12 if half == "p" else 0)
+    return hours, minutes, seconds
+
+
+def _letters(node: Node) -> list[str] | None:
+    """The letters of a choice of several: AC, or A and C; None for anything else."""
+    parts = node[1] if node[0] in ("mul", "list", "set") else (node,)
+    if all(part[0] == "sym" and part[1] in CHOICES for part in parts):
+        return sorted(part[1] for part in parts)
+    return None
 
 
 def _conditional(a: Node, b: Node) -> str | None:

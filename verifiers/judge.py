@@ -151,8 +151,8 @@ def _undecided(
 
 @lru_cache(maxsize=16384)
 def _read_gold(gold: str) -> Reading:
-    boxes = extract(gold, "boxed_only").candidates if "box" in gold else ()
-    return read(boxes[0].text if boxes else gold)
+    return read(_inside(gold))
+
 
 
 def choice_wanted(gold: str) -> bool:
@@ -160,13 +160,20 @@ def choice_wanted(gold: str) -> bool:
     return _gold(gold)[2]
 
 
+def _inside(gold: str) -> str:
+    """The answer of a gold that is a box, or a whole solution that ends in one or in ####."""
+    if "box" in gold:
+        boxes = extract(gold, "boxed_only").candidates
+        if boxes:
+            return boxes[0].text
+    mark = gold.rfind("####")
+    return gold[mark + 4 :] if mark >= 0 else gold
+
+
 @lru_cache(maxsize=16384)
 def _gold(gold: str) -> tuple[str, quick.Quick | None, bool]:
     """The gold without its wrapping, its simple value, whether it is a letter."""
-    inner = gold
-    if "box" in gold:
-        boxes = extract(gold, "boxed_only").candidates
-        inner = boxes[0].text if boxes else gold
+    inner = _inside(gold)
     tidy = quick.tidy(inner)
     value = quick.read(tidy)
     return tidy, value, value is not None and value.kind == "letter"

@@ -168,6 +168,10 @@ class Operands(Cursor, ABC):
         while self.is_op("'") and self.peek().glued:
             self.take()
             name += "'"
+        if name in ("C", "A") and self.is_op("_"):
+            counted = self._chosen(name)
+            if counted is not None:
+                return counted
         if name == "e":
             return ("const", "e")
         if name == "i" and not self.is_op("_"):
@@ -187,6 +191,20 @@ class Operands(Cursor, ABC):
         if self.is_op("(") and self.peek().glued:
             return self.application(name)
         return ("sym", name)
+
+    def _chosen(self, name: str) -> Node | None:
+        r"""Read C_5^2, ways to choose 2 of 5, and A_5^2, to arrange them; else None."""
+        before = self.at
+        self.take()
+        low = self.argument() if self.is_op("{") or self.peek().kind == "num" else None
+        if low is not None and low[0] == "num" and self.is_op("^"):
+            self.take()
+            high = self.exponent()
+            if high[0] == "num" and high[1] <= low[1]:
+                ways: Node = ("fn", "binom", (low, high))
+                return ways if name == "C" else ("mul", (ways, ("fn", "factorial", (high,))))
+        self.at = before
+        return None
 
     def application(self, name: str) -> Node:
         """Read f(x); `structure.Parser` reads several arguments."""

@@ -25,6 +25,12 @@ _ABOUT = re.compile(
     r"[^()]*\)\s*\}?\s*$",
     re.IGNORECASE,
 )
+_TRAILING_DOTS = re.compile(r"(\d\.\d{3,})\s*(?:\.\.\.|\\l?dots|\\cdots)(?=\s*$)")
+_SENTENCE = re.compile(
+    r"^(?:\\text\s*\{\s*)?((?:the|so|thus|therefore|hence)\b[A-Za-z ,']{0,80}?\b(?:is|are|equals))"
+    r"\s*:?\s*\}?\s*(?=\S)",
+    re.IGNORECASE,
+)
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
 _SPACED = re.compile(
     r"(?<![\d.,])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s?|, ?\\!\s?|'){1}\d{3})+)(?!\d)"
@@ -119,6 +125,7 @@ def tidy_up(text: str) -> str:
     text = quick.tidy(text.replace("**", "^") if re.search(r"\w\*\*\w", text) else text.strip("*"))
     text = re.sub(r'"([^"]*)"', r"\1", text)
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text)
+    text = _TRAILING_DOTS.sub(r"\1", text)
     text = _ABOUT.sub("", text)
     text = _LEAD.sub("", text, count=1) if len(text) > 8 else text
     while text.endswith("}") and text.count("}") > text.count("{"):
@@ -160,7 +167,7 @@ def _forms(clean: str) -> list[str]:
             unit.group(1).replace(",", "")
             + re.sub(r"([A-Za-z]+)", r"\\text{ \1}", unit.group(2)).replace("/", "\\text{ per }")
         )
-    label = _LABEL.match(base)
+    label = _SENTENCE.match(base) or _LABEL.match(base)
     if label is not None and not _states(label.group(1)):
         forms.extend(_join_thousands(form[label.end() :]) for form in (base,))
     return forms

@@ -15,6 +15,10 @@ _CLOCK = re.compile(
     r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*([ap])\.?\s*m\b\.?)?|(\d{1,2})\s*(?:([ap])\.?\s*m\b\.?|o'clock)",
     re.IGNORECASE,
 )
+# A number with letters for digits; one without is read by the parser.
+_BASED = re.compile(
+    r"(?:\\text\{|\\mathrm\{|\()?(?=\w*[0-9])([0-9A-Z]*[A-Z][0-9A-Z]*)(?:\}|\))?_\{?(1[1-9]|2\d|3[0-6])\}?"
+)
 _CHOICE = re.compile(
     r"\(([A-J])\)\s*\S.*|([A-J])\s*[.:)、](?:\s+\S|[^\x00-\x7f]).*|([A-J])(?:不|，|,\s*(?:not|it|because|since))\s*.*|([A-J])\s+[A-Z][a-z]{2,}.*",
     re.DOTALL,
@@ -59,6 +63,9 @@ def read(text: str) -> Node | None:
     match = _CLOCK.fullmatch(bare)
     if match is not None:
         return _clock(match)
+    match = _BASED.fullmatch(text.replace(" ", ""))
+    if match is not None and int(match.group(2)) <= 36:
+        return ("based", match.group(1).lower(), int(match.group(2)))
     return _date(lower) or _spelled(lower) or _choice(bare)
 
 

@@ -15,6 +15,7 @@ from .measures import UNITS
 from .nodes import Node, ParseError
 from .parser import ExpressionParser
 from .tokens import Token, tokenize
+from .units import compound
 from .words import STATEMENT_WORDS, word_set
 
 RELATIONS = word_set("= < > le ge ne approx in notin equiv cong subseteq subset to")
@@ -173,7 +174,14 @@ class Parser(ExpressionParser):
             self.at += 2
             money = self.tokens[self.at - 1].text
             return self._unit(("neg", self.expression()), money)
-        return self._unit(self.expression(), money)
+        found = self._unit(self.expression(), money)
+        while found[0] == "qty" and self.peek().kind == "num":
+            # "5 ft 6 in" is one length.
+            joined = compound(found, self._unit(self.product(), ""))
+            if joined is None:
+                raise ParseError("two quantities side by side")
+            found = joined
+        return found
 
     def _unit(self, node: Node, money: str) -> Node:
         """Read the unit after a value: words with exponents, `/` and `per`."""

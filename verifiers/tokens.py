@@ -66,7 +66,9 @@ _ALIASES = {
     "Rightarrow": "implies", "Longrightarrow": "implies", "longrightarrow": "to",
     "doteq": "=", "thickapprox": "approx", "simeq": "approx", "sim": "approx",
     "varepsilon": "epsilon", "varphi": "phi", "vartheta": "theta", "varrho": "rho",
-    "lparen": "(", "rparen": ")", "colon": ":", "prime": "'", "slash": "/", "And": "and",
+
+    "overrightarrow": "vec", "widehat": "hat", "widetilde": "tilde", "lparen": "(", "rparen": ")",
+    "colon": ":", "prime": "'", "slash": "/", "And": "and",
     "textbackslash": "setminus", "percent": "%", "euro": "EUR", "pounds": "GBP", "yen": "CNY",
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "reals": "R",
     "Reals": "R", "lor": "or", "vee": "or", "land": "and",

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .measures import UNITS
+from .nodes import Node
 from .words import FILLER_WORDS, MAGNITUDES
 
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "平方": 2, "立方": 3}
@@ -169,3 +170,22 @@ def compatible(first: Unit, second: Unit) -> Fraction | None:
             return Fraction(1)
         return None
     return second.factor / first.factor
+
+
+def compound(first: Node, second: Node) -> Node | None:
+    """Join two quantities of one dimension, the second in a smaller unit.
+
+    Args:
+        first: A quantity such as 5 feet.
+        second: What follows it, such as 6 inches.
+
+    Returns:
+        One quantity in the unit of the first; None when they do not join.
+    """
+    if first[0] != "qty" or second[0] != "qty":
+        return None
+    unit, part = resolve(first[2]), resolve(second[2])
+    if not unit.dimensions or unit.dimensions != part.dimensions or part.factor >= unit.factor:
+        return None
+    rest: Node = ("mul", (("num", part.factor / unit.factor), second[1]))
+    return ("qty", ("add", (first[1], rest)), first[2])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .equality import UndecidedError, approximate, equal, symbols
 from .nodes import Node
+from .units import compound
 from .words import word_set
 
 _MAX_EXPANDED = 64
@@ -60,6 +62,11 @@ def _flat_list(node: Node) -> Node:
     for item in node[1]:
         flat = flatten(item)
         items.extend(flat[1] if flat[0] == "list" and item[0] != "list" else [flat])
+    if len(items) == 2 and node[2] == frozenset({"and"}):
+        # "2 hours and 30 minutes" is one time, not two.
+        joined = compound(items[0], items[1])
+        if joined is not None:
+            return joined
     items, conditions = _split_conditions(items)
     items = _inherit_names(items)
     items = _group_by_names(items)
@@ -208,7 +215,9 @@ def is_name(node: Node) -> bool:
     if kind == "const":
         return node[1] in ("e", "i")
     if kind == "mul":
-        return all(_is_point(f) for f in node[1])
+        return all(_is_point(f) for f in node[1]) or _is_inverse(node[1])
+    if kind == "div" and all(_is_differential(part) for part in node[1:]):
+        return True
     if kind in ("div", "ratio"):
         parts = node[1:] if kind == "div" else node[1]
         return all(is_name(p) for p in parts) and any(
@@ -219,6 +228,24 @@ def is_name(node: Node) -> bool:
     if kind == "fn" and node[1] in _FUNCTIONS_OF_ONE and len(node[2]) == 1:
         return is_name(node[2][0]) and node[2][0][0] != "const"
     return False
+
+
+def _is_inverse(factors: tuple[Node, ...]) -> bool:
+    """f^{-1}(x), which reads as a product."""
+    minus_one = (("neg", ("num", Fraction(1))), ("num", Fraction(-1)))
+    first = factors[0]
+    return (
+        len(factors) == 2
+        and first[0] == "pow"
+        and first[1][0] == "sym"
+        and first[2] in minus_one
+        and factors[1][0] == "sym"
+    )
+
+
+def _is_differential(node: Node) -> bool:
+    """The dy and dx of dy/dx."""
+    return node[0] == "mul" and len(node[1]) == 2 and node[1][0] == ("sym", "d")
 
 
 def _is_point(factor: Node) -> bool:

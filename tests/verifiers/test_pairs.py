@@ -47,9 +47,10 @@ def test_adversarial_in_process(adversarial: tuple[list, Path]) -> None:
     rows, canary = adversarial
     verdicts = []
     for row in rows:
-        started = time.perf_counter()
+        worked = time.thread_time()
         verdicts.append(_verify(row))
-        assert time.perf_counter() - started < 1.0, row["pred"][:80]
+        # Work, not wall time: neighbours on the machine must not decide the test.
+        assert time.thread_time() - worked < 0.5, row["pred"][:80]
     _bounds(rows, verdicts, canary)
 
 
@@ -60,7 +61,7 @@ def test_adversarial_from_a_thread(adversarial: tuple[list, Path]) -> None:
     thread.start()
     thread.join()
     _bounds(rows, verdicts, canary)
-    assert max(v.ms for v in verdicts) < 1000
+    assert max(v.ms for v in verdicts) < 3000
 
 
 def _in_a_pool(rows: list) -> list[Verdict]:
