@@ -61,25 +61,11 @@ def boxed(answer: str) -> str:
 
 
 def last_box(text: str) -> tuple[str, int] | None:
-    r"""Return (content, end) of the last `\boxed{…}` of a text; None where no box is complete."""
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
+    r"""Return (content, end) of the last `\boxed{…}` of a text; None where it is not complete."""
+    boxes = last_boxes(text)
+    if not boxes or boxes[-1].content is None:
         return None
-    opener = re.compile(r"\\(?:boxed|fbox)\s*").match(text, start)
-    if opener is None:
-        return None
-    position = opener.end()
-    if position >= len(text):
-        return None
-    if text[position] != "{":  # TeX's short form, `\boxed 7`
-        word = re.compile(r"[-+]?\w[\w.,/]*").match(text, position)
-        return (word.group().rstrip(".,"), word.end()) if word else None
-    depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, position):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-        if depth == 0:
-            return text[position + 1 : brace.start()], brace.end()
-    return None
+    return boxes[-1].content, boxes[-1].closes
 
 
 def settle(solution: str, gold: str) -> str:
@@ -121,10 +107,13 @@ def end_in_box(solution: str, answer: str) -> str:
     r"""Return a solution that ends in `\boxed{answer}`.
 
     A solution whose last box closes the text stays as it is (closing marks of the formula may
-    follow); any other has the box added as a last line.
+    follow), also where that box spells the answer in another way; any other has the box added as
+    a last line. So has one that ends in two boxes for one value, which would read as two answers.
     """
     solution = solution.rstrip()
     boxes = last_boxes(solution)
     if boxes and boxes[-1].content and _CLOSING.fullmatch(solution, boxes[-1].closes):
-        return solution
+        contents = [(box.content or "").strip() for box in boxes]
+        if len(boxes) == 1 or ", ".join(contents) == answer:
+            return solution
     return f"{solution}\nThe answer is {boxed(answer)}" if solution else boxed(answer)
