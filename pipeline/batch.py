@@ -110,9 +110,7 @@ def flatten(sequences: list[Sequence], dtype: torch.dtype = torch.float32) -> To
     sampled = [
         value
         for s in sequences
-        for value, kept in zip(
-            s.logprobs or [float("nan")] * len(s.mask), s.mask, strict=True
-        )
+        for value, kept in zip(s.logprobs or [float("nan")] * len(s.mask), s.mask, strict=True)
         if kept
     ]
     index = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths))
@@ -214,9 +212,7 @@ def micro_batches(
         rows, documents = _best_fit(documents, capacity, budget)
         members = [m for row in rows for document in row for m in document.members]
         index = torch.cat([torch.arange(int(starts[m]), int(starts[m + 1])) for m in members])
-        yield MicroBatch(
-            _layout(rows, sequences, capacity), _subset(tokens, members, index), index
-        )
+        yield MicroBatch(_layout(rows, sequences, capacity), _subset(tokens, members, index), index)
 
 
 def _best_fit(

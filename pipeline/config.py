@@ -16,10 +16,10 @@ from pipeline.model import ModelConfig
 class SamplingConfig(Config):
     """How rollouts are drawn; see `pipeline.engines.Sampling`."""
 
-    temperature: float = Field(1.0, gt=0.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=0)
-    max_tokens: int = Field(64, ge=1)
+    temperature: float = Field(default=1.0, gt=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=64, ge=1)
 
 
 class GenerateConfig(Config):
@@ -35,9 +35,9 @@ class GenerateConfig(Config):
 
     model: str = "sft"
     problems: Literal["train", "validation", "test"] = "train"
-    limit: int = Field(0, ge=0)
-    group_size: int = Field(8, ge=1)
-    shard_size: int = Field(256, ge=1)
+    limit: int = Field(default=0, ge=0)
+    group_size: int = Field(default=8, ge=1)
+    shard_size: int = Field(default=256, ge=1)
 
 
 class VerifyConfig(Config):
@@ -50,8 +50,8 @@ class VerifyConfig(Config):
     """
 
     checker: dict[str, Any] = {"kind": "boxed"}
-    workers: int = Field(2, ge=1)
-    time_limit_s: float = Field(1.0, gt=0.0)
+    workers: int = Field(default=2, ge=1)
+    time_limit_s: float = Field(default=1.0, gt=0.0)
 
 
 class OptimizerConfig(Config):
@@ -67,13 +67,13 @@ class OptimizerConfig(Config):
         clip_norm: Largest global gradient norm; 0 clips nothing.
     """
 
-    learning_rate: float = Field(1e-3, gt=0.0)
+    learning_rate: float = Field(default=1e-3, gt=0.0)
     betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(0.0, ge=0.0)
-    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    warmup_steps: int = Field(default=10, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    final_share: float = Field(0.0, ge=0.0, le=1.0)
-    clip_norm: float = Field(1.0, ge=0.0)
+    final_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    clip_norm: float = Field(default=1.0, ge=0.0)
 
 
 class TrainConfig(Config):
@@ -88,6 +88,8 @@ class TrainConfig(Config):
         batch: Sequences (SFT, RFT), pairs (DPO) or prompts (online methods) a step.
         group_size: Samples a prompt of online methods.
         micro_tokens: Largest number of tokens in one forward pass.
+        precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
+            the optimizer keep `model.dtype`.
         save_every: Steps between checkpoints that a killed run goes on from.
         validate_every: Steps between losses on held-out rows (SFT); 0 never.
     """
@@ -96,12 +98,13 @@ class TrainConfig(Config):
     init: str = "model"
     method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
     optimizer: OptimizerConfig = OptimizerConfig()
-    steps: int = Field(0, ge=0)
-    batch: int = Field(32, ge=1)
-    group_size: int = Field(8, ge=1)
-    micro_tokens: int = Field(16384, ge=1)
-    save_every: int = Field(50, ge=1)
-    validate_every: int = Field(0, ge=0)
+    steps: int = Field(default=0, ge=0)
+    batch: int = Field(default=32, ge=1)
+    group_size: int = Field(default=8, ge=1)
+    micro_tokens: int = Field(default=16384, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    save_every: int = Field(default=50, ge=1)
+    validate_every: int = Field(default=0, ge=0)
 
 
 class EvaluateConfig(Config):
@@ -128,20 +131,20 @@ class EvaluateConfig(Config):
 
     suites: tuple[str, ...] = ("embedded",)
     paths: dict[str, str] = {}
-    n: int = Field(8, ge=1)
+    n: int = Field(default=8, ge=1)
     k: tuple[int, ...] = (1, 2, 4, 8)
-    limit: int = Field(0, ge=0)
-    temperature: float = Field(1.0, gt=0.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    max_tokens: int = Field(64, ge=1)
+    limit: int = Field(default=0, ge=0)
+    temperature: float = Field(default=1.0, gt=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(default=64, ge=1)
     profile: str = "boxed"
-    tool_rounds: int = Field(0, ge=0)
+    tool_rounds: int = Field(default=0, ge=0)
     sandbox: dict[str, Any] = {}
     checker: dict[str, Any] = {}
-    workers: int = Field(2, ge=1)
-    time_limit_s: float = Field(1.0, gt=0.0)
-    shard_size: int = Field(256, ge=1)
-    bootstrap: int = Field(2000, ge=100)
+    workers: int = Field(default=2, ge=1)
+    time_limit_s: float = Field(default=1.0, gt=0.0)
+    shard_size: int = Field(default=256, ge=1)
+    bootstrap: int = Field(default=2000, ge=100)
 
     @model_validator(mode="after")
     def _k_up_to_n(self) -> EvaluateConfig:
@@ -160,7 +163,7 @@ class RunConfig(Config):
     """
 
     name: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     out: str
     data: DataConfig
     model: ModelConfig
@@ -189,7 +192,9 @@ def load_run(path: str | Path) -> RunConfig:
     for section in ("name", "out", "data", "model"):
         if section not in table:
             raise UserError(
-                f"{path}, key {section!r}", "missing", "a complete run configuration",
+                f"{path}, key {section!r}",
+                "missing",
+                "a complete run configuration",
                 "start from pipeline/configs/cpu.toml",
             )
     return validate(RunConfig, table, str(path))

@@ -24,8 +24,12 @@ class Rows:
     def __init__(self, path: Path) -> None:
         """Map the file."""
         if not path.is_file():
-            raise UserError(str(path), "no such file", "the data stage's rows",
-                            "run `python -m data_prep.build` with this configuration first")
+            raise UserError(
+                str(path),
+                "no such file",
+                "the data stage's rows",
+                "run `python -m data_prep.build` with this configuration first",
+            )
         table = pq.read_table(path, columns=["input_ids", "mask"], memory_map=True)
         self._ids, self._mask = table["input_ids"], table["mask"]
 
@@ -70,7 +74,9 @@ def read_log(samples: Path, verdicts: Path) -> list[Sequence]:
             if verdict is None:
                 raise UserError(
                     f"{path}, sample {sample.sample_index} of {sample.problem_id}",
-                    "no verdict", "a verdict for every sample", "run `python -m pipeline.verify`",
+                    "no verdict",
+                    "a verdict for every sample",
+                    "run `python -m pipeline.verify`",
                 )
             if not sample.token_ids:
                 continue

@@ -88,8 +88,12 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     model = checkpoint_of(run, config.model)
     problems_file = out / "data" / f"{config.problems}.jsonl"
     if not problems_file.is_file():
-        raise UserError(str(problems_file), "no such file", "the data stage's problems",
-                        "run `python -m data_prep.build` with this configuration first")
+        raise UserError(
+            str(problems_file),
+            "no such file",
+            "the data stage's problems",
+            "run `python -m data_prep.build` with this configuration first",
+        )
     inputs: dict[str, str | Path] = {"problems": problems_file}
     if model.parent.is_dir() and (model.parent / "manifest.json").is_file():
         inputs["model"] = model.parent
@@ -108,9 +112,7 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     tokenizer = load_tokenizer(model)
     prompts = render_prompts(problems, tokenizer, profile_of(model, run.data.profile))
     work = stage.begin()
-    sampling = Sampling(
-        n=config.group_size, seed=run.seed, **run.sampling.model_dump()
-    )
+    sampling = Sampling(n=config.group_size, seed=run.seed, **run.sampling.model_dump())
     engine = create_engine(run.engine, model)
     try:
         samples = list(
@@ -121,8 +123,12 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     write_rows(
         work / "prompts.jsonl",
         (
-            {"problem_id": p.id, "token_ids": list(prompt.token_ids), "gold": p.answer,
-             "level": p.level}
+            {
+                "problem_id": p.id,
+                "token_ids": list(prompt.token_ids),
+                "gold": p.answer,
+                "level": p.level,
+            }
             for p, prompt in zip(problems, prompts, strict=True)
         ),
     )
@@ -138,8 +144,10 @@ def main(arguments: list[str]) -> None:
     known, rest = parser.parse_known_args(arguments)
     run = load_run(known.config)
     config = override(
-        run.generate or GenerateConfig(), rest,
-        program="python -m pipeline.generate", description=str(__doc__),
+        run.generate or GenerateConfig(),
+        rest,
+        program="python -m pipeline.generate",
+        description=str(__doc__),
     )
     if known.dry_run:
         print(config.model_dump_json(indent=2))

@@ -34,25 +34,29 @@ class ModelConfig(Config):
 
     path: str = ""
     architecture: Literal["llama", "qwen2", "qwen3"] = "qwen2"
-    width: int = Field(128, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    kv_heads: int = Field(4, ge=1)
-    feed_forward: int = Field(384, ge=8)
-    context: int = Field(1024, ge=16)
-    rope_theta: float = Field(10000.0, gt=0.0)
+    width: int = Field(default=128, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    kv_heads: int = Field(default=4, ge=1)
+    feed_forward: int = Field(default=384, ge=8)
+    context: int = Field(default=1024, ge=16)
+    rope_theta: float = Field(default=10000.0, gt=0.0)
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
 
-def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def build_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
     """Build the small model with random weights that follow from the seed."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if config.width % config.heads or config.heads % config.kv_heads:
         raise UserError(
-            "model", f"width {config.width}, heads {config.heads}, kv_heads {config.kv_heads}",
-            "heads divides width and kv_heads divides heads", "mend the numbers",
+            "model",
+            f"width {config.width}, heads {config.heads}, kv_heads {config.kv_heads}",
+            "heads divides width and kv_heads divides heads",
+            "mend the numbers",
         )
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -92,7 +96,8 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=_dtype(dtype))
     except Exception as error:  # the loaders raise everything from OSError to SafetensorError
         raise UserError(
-            str(path), f"this model cannot be loaded: {error}",
+            str(path),
+            f"this model cannot be loaded: {error}",
             "a folder with config.json and safetensors, or a hub id that can be reached",
             "check the path, or fetch the model first",
         ) from error
@@ -133,8 +138,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(str(path))
     except Exception as error:
         raise UserError(
-            str(path), f"this tokenizer cannot be loaded: {error}",
-            "a folder with tokenizer.json, or a hub id that can be reached", "check the path",
+            str(path),
+            f"this tokenizer cannot be loaded: {error}",
+            "a folder with tokenizer.json, or a hub id that can be reached",
+            "check the path",
         ) from error
 
 

@@ -17,9 +17,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, foreach=True
-    )
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, foreach=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:

@@ -98,7 +98,9 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
             figures[f"length_{name}"] = sum(lengths) / len(lengths)
     for level, members in sorted(by_level.items()):
         if level:
-            figures[f"accuracy_level_{level}"] = sum(bool(s.correct) for s in members) / len(members)
+            figures[f"accuracy_level_{level}"] = sum(bool(s.correct) for s in members) / len(
+                members
+            )
     return figures
 
 

@@ -58,8 +58,9 @@ def stages_of(run: RunConfig) -> list[tuple[str, list[str]]]:
         if ready is None:
             name, (needs, _) = next(iter(waiting.items()))
             raise UserError(
-                f"stage {name!r}", f"waits for {', '.join(sorted(needs - done))}, which nothing "
-                "makes in time", "a table for every input",
+                f"stage {name!r}",
+                f"waits for {', '.join(sorted(needs - done))}, which nothing makes in time",
+                "a table for every input",
                 "add a [generate] table, or mend `init` and `generate.model`",
             )
         order.append((ready, waiting.pop(ready)[1]))
@@ -93,7 +94,8 @@ def run_all(run: RunConfig) -> None:
         arguments = [words[0], *where, *words[1:]]
         print(
             f"[{number}/{len(order)}] {name}: python -m {' '.join(arguments)}",
-            file=sys.stderr, flush=True,
+            file=sys.stderr,
+            flush=True,
         )
         status = _call([sys.executable, "-m", *arguments])
         if status:
@@ -124,7 +126,8 @@ def _call(words: list[str]) -> int:
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        "python -m pipeline.run", description=__doc__,
+        "python -m pipeline.run",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="a run's TOML")

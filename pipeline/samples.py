@@ -58,8 +58,14 @@ def samples_of(groups: list[Group], n: int, policy_version: int) -> Iterator[Sam
                 )
         for index, completion in enumerate(group.completions):
             yield Sample(
-                group.prompt.id, index, completion.token_ids, completion.logprobs,
-                completion.text, completion.finish_reason, policy_version, completion.seed,
+                group.prompt.id,
+                index,
+                completion.token_ids,
+                completion.logprobs,
+                completion.text,
+                completion.finish_reason,
+                policy_version,
+                completion.seed,
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,9 +17,7 @@ from data_prep.run_folder import file_hash, sync_folder
 KEEP = 2
 
 
-def save_state(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write `step-<n>` under a temporary name, sync, rename; keep the last two.
 
     Args:
@@ -36,10 +35,10 @@ def save_state(
     for parameter, name in names.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, work / "state.safetensors")
-    write_json(
-        work / "state.json", {"step": step, "sha256": file_hash(work / "state.safetensors")}
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()}, work / "state.safetensors"
     )
+    write_json(work / "state.json", {"step": step, "sha256": file_hash(work / "state.safetensors")})
     final = folder / f"step-{step:06d}"
     shutil.rmtree(final, ignore_errors=True)
     work.rename(final)
@@ -58,6 +57,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     """
     states = _states(folder)
     for path in reversed(states):
+        note: dict[str, Any] = {}
         try:
             note = read_json(path / "state.json")
             sound = file_hash(path / "state.safetensors") == note["sha256"]
@@ -72,7 +72,9 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         for parameter, name in _names(model, optimizer).items():
             prefix = f"optimizer.{name}."
             found = {
-                key[len(prefix):]: value for key, value in tensors.items() if key.startswith(prefix)
+                key[len(prefix) :]: value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
             }
             if found:
                 # The step counter stays on the CPU, as AdamW itself keeps it.
@@ -82,8 +84,12 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
                 }
         return int(note["step"])
     if states:
-        raise UserError(str(folder), "every saved training state is damaged", "a sound state",
-                        "remove this folder to start the stage again")
+        raise UserError(
+            str(folder),
+            "every saved training state is damaged",
+            "a sound state",
+            "remove this folder to start the stage again",
+        )
     return 0
 
 
@@ -91,9 +97,7 @@ def _states(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
 
 
-def _names(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[torch.Tensor, str]:
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         parameter: names[parameter]

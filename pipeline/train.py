@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data_prep.config import override
 from data_prep.errors import UserError, command
@@ -32,7 +34,7 @@ from data_prep.formatting import load_formatter
 from data_prep.jsonl import write_rows
 from data_prep.run_folder import Stage
 from data_prep.schema import read_problems
-from pipeline.batch import Sequence, Tokens, flatten, micro_batches
+from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
 from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.engines import Sampling, create_engine
 from pipeline.fixed import Rows, read_log
@@ -40,7 +42,7 @@ from pipeline.generate import checkpoint_of, profile_of, render_prompts
 from pipeline.methods import Method, create_method
 from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
 from pipeline.optimizer import build_optimizer, learning_rate
-from pipeline.policy import token_logprobs
+from pipeline.policy import check_head, token_logprobs
 from pipeline.records import Records, rollout_figures, weighted_mean
 from pipeline.rollout import Rollouts
 from pipeline.state import load_state, save_state
@@ -65,6 +67,7 @@ class Trainer:
         self, run: RunConfig, config: TrainConfig, method: Method, model: Any, reference: Any
     ) -> None:
         """Build the optimizer."""
+        check_head(model)
         self.run, self.config, self.method = run, config, method
         self.model, self.reference = model, reference
         self.device = next(model.parameters()).device
@@ -107,14 +110,14 @@ class Trainer:
         objective = 0.0
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
             layout, view = micro.layout.to(self.device), micro.tokens.to(self.device)
-            logp, entropy = token_logprobs(self.model, layout, self.temperature)
+            logp, entropy = self._forward(self.model, layout)
             now = logp.detach()
             if old is not None:
                 old[micro.token_index] = now.cpu()
                 view.old_logp = now
             if self.reference is not None:
                 with torch.no_grad():
-                    view.ref_logp = token_logprobs(self.reference, layout, self.temperature)[0]
+                    view.ref_logp = self._forward(self.reference, layout)[0]
             coefficient = self.method.gradient_coefficient(view, now) * view.weight
             loss = -(coefficient * logp).sum()
             loss.backward()
@@ -128,6 +131,10 @@ class Trainer:
             tokens.old_logp = old
         return {"objective": objective, **weighted_mean(parts)}
 
+    def _forward(self, model: Any, layout: Layout) -> tuple[Tensor, Tensor]:
+        autocast = self.config.precision == "bfloat16"
+        return token_logprobs(model, layout, self.temperature, autocast)
+
     @torch.no_grad()
     def held_out_loss(self, rows: Rows) -> float:
         """Return the mean negative log-likelihood a token on held-out rows."""
@@ -135,7 +142,7 @@ class Trainer:
         tokens = flatten(sequences)
         total = 0.0
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
-            total -= float(token_logprobs(self.model, micro.layout.to(self.device))[0].sum())
+            total -= float(self._forward(self.model, micro.layout.to(self.device))[0].sum())
         return total / len(tokens.weight)
 
 
@@ -180,27 +187,38 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                 try:
                     figures |= trainer.update(sequences, step, total)
                 except FloatingPointError as error:
-                    raise _non_finite(error, sequences, stage.run / f"{config.name}.failed") from None
+                    raise _non_finite(
+                        error, sequences, stage.run / f"{config.name}.failed"
+                    ) from None
             if engine is not None:
                 engine.load_weights(model.state_dict().items(), step + 1)
             done = time.perf_counter()
             if held_out is not None and (step + 1) % config.validate_every == 0:
                 figures["validation_loss"] = trainer.held_out_loss(held_out)
             count = sum(len(s.completion) for s in sequences)
-            timing = {"draw_s": drawn - began, "update_s": done - drawn,
-                      "tokens_per_s": count / (done - began)}
+            timing = {
+                "draw_s": drawn - began,
+                "update_s": done - drawn,
+                "tokens_per_s": count / (done - began),
+            }
             records.write(step, figures, timing)
             if (step + 1) % config.save_every == 0 and step + 1 < total:
                 save_state(work / "state", step + 1, model, trainer.optimizer)
 
     save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile)
-    _drop_states(work / "state")
+    shutil.rmtree(work / "state", ignore_errors=True)
     return stage.complete(steps=total, parameters=sum(p.numel() for p in model.parameters()))
 
 
 def _data(
-    run: RunConfig, config: TrainConfig, method: Method, init: str | Path | None,
-    tokenizer: Any, profile: str, work: Path, cleanup: ExitStack,
+    run: RunConfig,
+    config: TrainConfig,
+    method: Method,
+    init: str | Path | None,
+    tokenizer: Any,
+    profile: str,
+    work: Path,
+    cleanup: ExitStack,
 ) -> tuple[Draw, int, Any]:
     """Return how a step's batch is drawn, the number of steps, and the engine if there is one."""
     out = Path(run.out)
@@ -218,7 +236,8 @@ def _data(
         units = method.select(log, run.seed)
         if not units:
             raise UserError(
-                f"stage {config.name!r}", f"no sample of {len(log)} can be used",
+                f"stage {config.name!r}",
+                f"no sample of {len(log)} can be used",
                 "correct samples (RFT), or correct and incorrect ones of one problem (DPO)",
                 "sample more, or start from a model that solves some of the problems",
             )
@@ -234,11 +253,19 @@ def _data(
 
         return selected, total, None
     if not config.steps:
-        raise UserError(f"stage {config.name!r}, key 'steps'", "0 with a method that samples",
-                        "a number of steps", "set `steps`")
+        raise UserError(
+            f"stage {config.name!r}, key 'steps'",
+            "0 with a method that samples",
+            "a number of steps",
+            "set `steps`",
+        )
     if init is None:
-        raise UserError(f"stage {config.name!r}, key 'init'", "a model with random weights",
-                        "a trained model to sample from", 'set init = "sft"')
+        raise UserError(
+            f"stage {config.name!r}, key 'init'",
+            "a model with random weights",
+            "a trained model to sample from",
+            'set init = "sft"',
+        )
     problems = list(read_problems(out / "data" / "train.jsonl"))
     engine = create_engine(run.engine, init)
     cleanup.callback(engine.close)
@@ -247,8 +274,13 @@ def _data(
     )
     sampling = Sampling(n=config.group_size, seed=run.seed, **run.sampling.model_dump())
     rollouts = Rollouts(
-        problems, render_prompts(problems, tokenizer, profile), engine, pool, sampling,
-        config.batch, work / "rollouts",
+        problems,
+        render_prompts(problems, tokenizer, profile),
+        engine,
+        pool,
+        sampling,
+        config.batch,
+        work / "rollouts",
     )
 
     def sampled(step: int) -> tuple[list[Sequence], dict[str, float]]:
@@ -296,19 +328,23 @@ def _non_finite(error: FloatingPointError, sequences: list[Sequence], folder: Pa
     path = folder / "batch.jsonl"
     write_rows(
         path,
-        ({"prompt": s.prompt, "completion": s.completion, "reward": s.reward,
-          "advantage": s.advantage, "text": s.text} for s in sequences),
+        (
+            {
+                "prompt": s.prompt,
+                "completion": s.completion,
+                "reward": s.reward,
+                "advantage": s.advantage,
+                "text": s.text,
+            }
+            for s in sequences
+        ),
     )
     return UserError(
-        str(error), f"the batch is kept in {path}", "finite numbers",
-        "lower the learning rate or look at the batch; the same command goes on from the last state",
+        str(error),
+        f"the batch is kept in {path}",
+        "finite numbers",
+        "look at the batch, or lower the learning rate; the command goes on from the last state",
     )
-
-
-def _drop_states(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -321,15 +357,25 @@ def main(arguments: list[str]) -> None:
     run = load_run(known.config)
     names = [stage.name for stage in run.train]
     if known.stage is None and len(names) != 1:
-        raise UserError(str(known.config), f"{len(names)} training stages: {', '.join(names)}",
-                        "one, or --stage", "add --stage NAME")
+        raise UserError(
+            str(known.config),
+            f"{len(names)} training stages: {', '.join(names)}",
+            "one, or --stage",
+            "add --stage NAME",
+        )
     name = known.stage or names[0]
     if name not in names:
-        raise UserError(str(known.config), f"no training stage {name!r}",
-                        f"one of {', '.join(names)}", "mend --stage")
+        raise UserError(
+            str(known.config),
+            f"no training stage {name!r}",
+            f"one of {', '.join(names)}",
+            "mend --stage",
+        )
     config = override(
-        run.train[names.index(name)], rest,
-        program="python -m pipeline.train", description=str(__doc__),
+        run.train[names.index(name)],
+        rest,
+        program="python -m pipeline.train",
+        description=str(__doc__),
     )
     if known.dry_run:
         print(config.model_dump_json(indent=2))

@@ -1,6 +1,6 @@
 """A verdict for every sample of the log, in the log's order.
 
-    python -m pipeline.verify --config pipeline/configs/cpu.toml [--workers 2 …]
+python -m pipeline.verify --config pipeline/configs/cpu.toml [--workers 2 …]
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def open_pool(checker: dict[str, Any], workers: int, time_limit_s: float = 1.0) 
         load_checker(kind, options)
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         raise UserError("checker", str(error)) from None
-    return VerifierPool(
-        kind=kind, options=options, workers=workers, time_limit_s=time_limit_s
-    )
+    return VerifierPool(kind=kind, options=options, workers=workers, time_limit_s=time_limit_s)
 
 
 def samples_in(folder: Path) -> Iterable[Path]:

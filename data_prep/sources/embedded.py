@@ -35,12 +35,21 @@ from data_prep.errors import UserError
 from data_prep.schema import Problem, Split
 from data_prep.sources import SourceConfig
 
-NAMES = (("Mia", "She"), ("Tom", "He"), ("Ana", "She"), ("Leo", "He"), ("Zoe", "She"), ("Ben", "He"))
+NAMES = (
+    ("Mia", "She"),
+    ("Tom", "He"),
+    ("Ana", "She"),
+    ("Leo", "He"),
+    ("Zoe", "She"),
+    ("Ben", "He"),
+)
 THINGS = ("pens", "books", "coins", "cards", "shells", "stamps", "apples", "marbles")
 WARES = ("lamp", "chair", "bag", "clock", "coat", "game")
 # Of 100 hash buckets: the first 10 are test, the next 5 validation, the others train.
 BUCKETS: dict[Split, range] = {
-    "test": range(10), "validation": range(10, 15), "train": range(15, 100)
+    "test": range(10),
+    "validation": range(10, 15),
+    "train": range(15, 100),
 }
 TRIES = 2000
 
@@ -57,11 +66,16 @@ class Config(SourceConfig):
     """
 
     kind: str = "embedded"
-    train: int = Field(24000, ge=1)
-    validation: int = Field(256, ge=0)
-    test: int = Field(768, ge=0)
+    train: int = Field(default=24000, ge=1)
+    validation: int = Field(default=256, ge=0)
+    test: int = Field(default=768, ge=0)
     families: dict[str, float] = {
-        "story": 3, "expression": 2, "equation": 2, "fraction": 1, "decimal": 1, "percent": 1
+        "story": 3,
+        "expression": 2,
+        "equation": 2,
+        "fraction": 1,
+        "decimal": 1,
+        "percent": 1,
     }
     levels: tuple[float, float, float] = (1, 2, 2)
 
@@ -94,7 +108,9 @@ def read(config: Config, seed: int) -> Iterator[Problem]:
         UserError: More problems are asked for than the chosen families and levels can give.
     """
     counts: dict[Split, int] = {
-        "train": config.train, "validation": config.validation, "test": config.test
+        "train": config.train,
+        "validation": config.validation,
+        "test": config.test,
     }
     for split, count in counts.items():
         yield from _split(config, seed, split, count)
@@ -119,8 +135,10 @@ def _split(config: Config, seed: int, split: Split, count: int) -> Iterator[Prob
                 break
         else:
             raise UserError(
-                f"embedded source, split {split!r}", f"only {index} distinct problems exist",
-                f"{count} as asked for", f"lower `{split}`, or allow more families or levels",
+                f"embedded source, split {split!r}",
+                f"only {index} distinct problems exist",
+                f"{count} as asked for",
+                f"lower `{split}`, or allow more families or levels",
             )
         seen.add(identity)
         box = f"\\boxed{{{draft.answer}}}"
@@ -241,8 +259,9 @@ def fraction(rng: random.Random, level: int) -> Draft:
         steps = [f"{one}+{two}={one + two}"]
         if answer != plain:
             steps.append(f"{plain}={answer}")
-        return Draft(f"Add {one}/{bottom} and {two}/{bottom}.", tuple(steps), answer,
-                     f"{one}+{two}/{bottom}")
+        return Draft(
+            f"Add {one}/{bottom} and {two}/{bottom}.", tuple(steps), answer, f"{one}+{two}/{bottom}"
+        )
     bottom = rng.randint(2, 5)
     top, part = rng.randint(1, bottom - 1), rng.randint(2, 12)
     steps = [f"{part * bottom}/{bottom}={part}"]
@@ -255,12 +274,14 @@ def fraction(rng: random.Random, level: int) -> Draft:
         return Draft(f"What is {of}?", tuple(steps), str(value), "/".join(steps))
     more = rng.randint(2, 9)
     steps.append(f"{value}+{more}={value + more}")
-    return Draft(f"What is {of}, and {more} more?", tuple(steps),
-                 str(value + more), "/".join(steps))
+    return Draft(
+        f"What is {of}, and {more} more?", tuple(steps), str(value + more), "/".join(steps)
+    )
 
 
 def decimal(rng: random.Random, level: int) -> Draft:
     """Sums and differences of tenths."""
+
     def tenths(value: int) -> str:
         return f"{value // 10}.{value % 10}"
 
@@ -301,6 +322,10 @@ def percent(rng: random.Random, level: int) -> Draft:
 
 
 FAMILIES: dict[str, Callable[[random.Random, int], Draft]] = {
-    "story": story, "expression": expression, "equation": equation,
-    "fraction": fraction, "decimal": decimal, "percent": percent,
+    "story": story,
+    "expression": expression,
+    "equation": equation,
+    "fraction": fraction,
+    "decimal": decimal,
+    "percent": percent,
 }

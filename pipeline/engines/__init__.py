@@ -50,14 +50,14 @@ class Sampling(Config):
         step: Which draw of the run this is (0 for a single one).
     """
 
-    n: int = Field(8, ge=1)
-    temperature: float = Field(1.0, ge=0.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=0)
-    max_tokens: int = Field(64, ge=1)
+    n: int = Field(default=8, ge=1)
+    temperature: float = Field(default=1.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=64, ge=1)
     stop: tuple[str, ...] = ()
-    seed: int = Field(0, ge=0)
-    step: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    step: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ class Decoder:
         config, dtype = model.config, model.dtype
         if config.model_type not in ARCHITECTURES or getattr(config, "use_sliding_window", False):
             raise UserError(
-                "engine.kind 'embedded'", f"a model of type {config.model_type!r}"
+                "engine.kind 'embedded'",
+                f"a model of type {config.model_type!r}"
                 + (" with sliding-window attention" if config.model_type in ARCHITECTURES else ""),
                 f"one of {', '.join(ARCHITECTURES)} with full attention",
                 'set engine.kind = "vllm"',
@@ -110,15 +111,19 @@ class Decoder:
                     continue
                 if name not in places:
                     raise UserError(
-                        "engine.kind 'embedded'", f"parameter {name!r} has no place here",
-                        "a plain Llama, Qwen2 or Qwen3 model", 'set engine.kind = "vllm"',
+                        "engine.kind 'embedded'",
+                        f"parameter {name!r} has no place here",
+                        "a plain Llama, Qwen2 or Qwen3 model",
+                        'set engine.kind = "vllm"',
                     )
                 places[name].copy_(value)
                 missing.discard(name)
         if missing:
             raise UserError(
-                "engine.kind 'embedded'", f"{len(missing)} parameters are missing, such as "
-                f"{min(missing)!r}", "all parameters of the model", "check the model folder",
+                "engine.kind 'embedded'",
+                f"{len(missing)} parameters are missing, such as {min(missing)!r}",
+                "all parameters of the model",
+                "check the model folder",
             )
 
     def _places(self) -> dict[str, Tensor]:
@@ -154,7 +159,8 @@ class Decoder:
         """Return an empty cache [layers, 2, slots, kv heads, positions, head dim]."""
         return torch.zeros(
             (len(self.layers), 2, slots, self.kv_heads, positions, self.head_dim),
-            dtype=self.dtype, device=self.device,
+            dtype=self.dtype,
+            device=self.device,
         )
 
     def prefill(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +208,10 @@ class Decoder:
             keys[rows, :, positions] = k[:, :, 0]
             values[rows, :, positions] = v[:, :, 0]
             attended = scaled_dot_product_attention(
-                q, keys[:, :, :longest], values[:, :, :longest], attn_mask=mask,
+                q,
+                keys[:, :, :longest],
+                values[:, :, :longest],
+                attn_mask=mask,
                 enable_gqa=self.heads != self.kv_heads,
             )
             x = self._finish(layer, x, attended)

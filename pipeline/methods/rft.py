@@ -37,10 +37,10 @@ class Config(MethodConfig):
     """
 
     kind: str = "rft"
-    per_problem: int = Field(4, ge=1)
+    per_problem: int = Field(default=4, ge=1)
     prefer: Literal["random", "shortest"] = "random"
     denominator: Literal["kept", "sampled"] = "kept"
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
 
 
 class Rft(Imitation):

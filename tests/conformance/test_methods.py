@@ -35,8 +35,16 @@ def random_step(seed: int) -> Tokens:
         advantage = float(torch.randn((), generator=generator))
         mask = [True] * length
         sequences.append(
-            Sequence([1], [2] * length, mask, index // 2, reward=1.0, advantage=advantage,
-                     logprobs=[-1.0] * length, sign=1 if index % 2 == 0 else -1)
+            Sequence(
+                [1],
+                [2] * length,
+                mask,
+                index // 2,
+                reward=1.0,
+                advantage=advantage,
+                logprobs=[-1.0] * length,
+                sign=1 if index % 2 == 0 else -1,
+            )
         )
     return flatten(sequences, torch.float64)
 

@@ -24,8 +24,15 @@ def make_checkpoint(folder: Path, architecture: str = "qwen2", **shape: Any) -> 
     tokenizer = train_tokenizer(texts, 320, load_layout(profile.layout), profile.system)
     config = ModelConfig(
         architecture=architecture,  # type: ignore[arg-type]
-        **{"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "feed_forward": 48,
-           "context": 128, **shape},
+        **{
+            "width": 32,
+            "layers": 2,
+            "heads": 4,
+            "kv_heads": 2,
+            "feed_forward": 48,
+            "context": 128,
+            **shape,
+        },
     )
     model = build_model(config, tokenizer, seed=7)
     generator = torch.Generator().manual_seed(3)
@@ -53,4 +60,4 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def problems() -> list:
-    return [p for p in read(EmbeddedSource(train=64, validation=1, test=40), 0)]
+    return list(read(EmbeddedSource(train=64, validation=1, test=40), 0))

@@ -112,9 +112,7 @@ def write_small(folder: Path, seed: int = 1, text: str = SMALL) -> Path:
     checker = folder / "even_length.py"
     checker.write_text(CHECKER, encoding="utf-8")
     path = folder / "small.toml"
-    path.write_text(
-        text.format(seed=seed, out=folder / "run", checker=checker), encoding="utf-8"
-    )
+    path.write_text(text.format(seed=seed, out=folder / "run", checker=checker), encoding="utf-8")
     return path
 
 

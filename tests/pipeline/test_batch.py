@@ -7,10 +7,11 @@ import random
 import pytest
 import torch
 
+from data_prep.errors import UserError
 from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.model import load_model
 from pipeline.normaliser import token_weights
-from pipeline.policy import token_logprobs
+from pipeline.policy import check_head, token_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,8 @@ def test_the_gradient_does_not_depend_on_the_split(model, kind):
 def test_normalisers_by_hand():
     lengths = [2, 4, 3]
     sequences = [
-        Sequence([1], [5] * n, [True] * n, group) for n, group in zip(lengths, [0, 0, 1], strict=True)
+        Sequence([1], [5] * n, [True] * n, group)
+        for n, group in zip(lengths, [0, 0, 1], strict=True)
     ]
     tokens = flatten(sequences, torch.float64)
     first = [0, 2, 6]  # the first token of each sequence
@@ -101,3 +103,25 @@ def test_normalisers_by_hand():
     assert at_first("token") == pytest.approx([1 / 9] * 3)
     assert at_first("group_token") == pytest.approx([1 / 12, 1 / 12, 1 / 6])
     assert at_first("constant") == pytest.approx([1 / 30] * 3)
+
+
+def test_bfloat16_autocast_is_close_and_reaches_every_parameter(checkpoint):
+    model = load_model(checkpoint)
+    sequences = make_sequences(groups=3, size=2)
+    tokens = flatten(sequences)
+    (micro,) = micro_batches(sequences, tokens, 100000)
+    exact, _ = token_logprobs(model, micro.layout)
+    rounded, _ = token_logprobs(model, micro.layout, autocast=True)
+    assert rounded.dtype == torch.float32
+    gap = (rounded.detach() - exact.detach()).abs().mean()
+    assert 0 < float(gap) < 0.05 * float(exact.detach().abs().mean())
+    rounded.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_heads_that_do_more_than_a_product_are_refused(checkpoint):
+    model = load_model(checkpoint)
+    check_head(model)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="final_logit_softcapping"):
+        check_head(model)

@@ -13,7 +13,7 @@ from pipeline.engines.embedded import Config, create
 from pipeline.generate import render_prompts
 from pipeline.model import load_model
 
-from .conftest import make_checkpoint  # noqa: TID252
+from .conftest import make_checkpoint
 
 
 def prompts_of(engine, problems):
@@ -44,9 +44,14 @@ def test_greedy_tokens_equal_transformers(tmp_path, problems, architecture, shap
     groups = engine.generate(prompts, Sampling(n=1, temperature=0.0, max_tokens=16))
     for prompt, group in zip(prompts, groups, strict=True):
         ids = torch.tensor([prompt.token_ids])
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                              temperature=None, max_new_tokens=16)
-        assert group.completions[0].token_ids == made[0, ids.shape[1]:].tolist()
+        made = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            temperature=None,
+            max_new_tokens=16,
+        )
+        assert group.completions[0].token_ids == made[0, ids.shape[1] :].tolist()
     lengths = {len(g.completions[0].token_ids) for g in groups}
     assert len(lengths) > 1 or lengths == {16}
 
@@ -80,8 +85,13 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_slots(engine, chec
 
 
 def test_seeds_are_hashes_that_never_coincide():
-    seeds = {sample_seed(run, step, f"p{problem}", index)
-             for run in range(3) for step in range(3) for problem in range(20) for index in range(8)}
+    seeds = {
+        sample_seed(run, step, f"p{problem}", index)
+        for run in range(3)
+        for step in range(3)
+        for problem in range(20)
+        for index in range(8)
+    }
     assert len(seeds) == 3 * 3 * 20 * 8
     assert all(0 <= seed < 2**62 for seed in seeds)
 
@@ -173,8 +183,9 @@ def test_a_stop_string_ends_a_completion(engine, problems):
 
 def test_a_prompt_longer_than_the_context_fails_alone(engine, problems):
     good = prompts_of(engine, problems[:1])[0]
-    groups = engine.generate([Prompt("long", (30,) * 128), good, Prompt("empty", ())],
-                             Sampling(n=2, max_tokens=5))
+    groups = engine.generate(
+        [Prompt("long", (30,) * 128), good, Prompt("empty", ())], Sampling(n=2, max_tokens=5)
+    )
     assert "128 tokens" in str(groups[0].error)
     assert groups[0].completions == []
     assert groups[1].error is None
@@ -213,9 +224,10 @@ def test_missing_and_unknown_weights_are_named(engine, checkpoint):
     norm = weights.pop("model.norm.weight")
     with pytest.raises(UserError, match=r"model\.norm\.weight"):
         engine.load_weights(weights.items(), 1)
-    with pytest.raises(UserError, match="model.strange"):
-        engine.load_weights([*weights.items(), ("model.norm.weight", norm),
-                             ("model.strange", norm)], 1)
+    with pytest.raises(UserError, match=r"model\.strange"):
+        engine.load_weights(
+            [*weights.items(), ("model.norm.weight", norm), ("model.strange", norm)], 1
+        )
     engine.load_weights([*weights.items(), ("model.norm.weight", norm)], 0)
 
 
@@ -223,9 +235,9 @@ def test_an_architecture_that_is_not_written_here_is_refused(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)).save_pretrained(
-        tmp_path
-    )
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(tmp_path)
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="gpt2"):
         create_engine(Config(), tmp_path)

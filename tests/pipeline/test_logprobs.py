@@ -16,9 +16,7 @@ def dense(hidden, weight, targets, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk_bytes", [8 * 11 * 3, 1 << 26])
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 26])
-def test_value_and_gradient_equal_the_dense_form(
-    monkeypatch, temperature, chunk_bytes, keep_bytes
-):
+def test_value_and_gradient_equal_the_dense_form(monkeypatch, temperature, chunk_bytes, keep_bytes):
     monkeypatch.setattr(logprobs, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(logprobs, "KEEP_BYTES", keep_bytes)
     torch.manual_seed(0)

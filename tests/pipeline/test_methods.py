@@ -27,14 +27,20 @@ def test_equal_rewards_give_exactly_zero(value):
 
 def sample(group: int, correct: bool | None, text: str = "", length: int = 3) -> Sequence:
     reward = None if correct is None else float(correct)
-    return Sequence([1], [2] * length, [True] * length, group, reward=reward, correct=correct,
-                    text=text)
+    return Sequence(
+        [1], [2] * length, [True] * length, group, reward=reward, correct=correct, text=text
+    )
 
 
 def test_grpo_drops_groups_without_signal_and_unscored_samples():
     method = grpo.create(grpo.Config())
-    sequences = [sample(0, True), sample(0, True), sample(1, True), sample(1, False),
-                 sample(1, None)]
+    sequences = [
+        sample(0, True),
+        sample(0, True),
+        sample(1, True),
+        sample(1, False),
+        sample(1, None),
+    ]
     kept = method.advantages(sequences)
     assert [s.group for s in kept] == [1, 1]
     assert [s.advantage for s in kept] == pytest.approx([1.0, -1.0], abs=1e-5)
@@ -59,8 +65,18 @@ def test_dpo_at_the_reference_is_log_two_and_half_beta():
 
 def test_dpo_pairs_one_correct_with_one_incorrect_of_the_same_prompt():
     method = dpo.create(dpo.Config(pairs=2))
-    log = [sample(0, True), sample(0, False), sample(0, False), sample(1, True), sample(2, None),
-           sample(3, True), sample(3, True), sample(3, False), sample(3, False), sample(3, False)]
+    log = [
+        sample(0, True),
+        sample(0, False),
+        sample(0, False),
+        sample(1, True),
+        sample(2, None),
+        sample(3, True),
+        sample(3, True),
+        sample(3, False),
+        sample(3, False),
+        sample(3, False),
+    ]
     pairs = method.select(log, seed=1)
     assert sorted(pair[0].group for pair in pairs) == [0, 3, 3]
     for chosen, rejected in pairs:
@@ -77,13 +93,16 @@ def test_dpo_prefers_equal_lengths_where_asked():
 
 
 def test_rft_keeps_correct_distinct_samples_up_to_the_limit():
-    log = [sample(0, True, "1+1=2\n2+2=4"), sample(0, True, "1 + 1 = 2\n2 + 2 = 4"),
-           sample(0, True, "2+2=4"), sample(0, False, "1+1=3"), sample(1, None, "x")]
+    log = [
+        sample(0, True, "1+1=2\n2+2=4"),
+        sample(0, True, "1 + 1 = 2\n2 + 2 = 4"),
+        sample(0, True, "2+2=4"),
+        sample(0, False, "1+1=3"),
+        sample(1, None, "x"),
+    ]
     kept = rft.create(rft.Config(per_problem=4)).select(log, seed=0)
     assert len(kept) == 2
-    assert {rft.reasoning_path(unit[0].text) for unit in kept} == {
-        ("1+1=2", "2+2=4"), ("2+2=4",)
-    }
+    assert {rft.reasoning_path(unit[0].text) for unit in kept} == {("1+1=2", "2+2=4"), ("2+2=4",)}
     assert len(rft.create(rft.Config(per_problem=1)).select(log, seed=0)) == 1
     shortest = rft.create(rft.Config(per_problem=1, prefer="shortest"))
     log[2].completion = [2]
@@ -102,8 +121,14 @@ def test_the_sampled_denominator_scales_by_the_kept_share():
 
 @pytest.mark.parametrize(
     ("outcome", "reward"),
-    [("correct", 1.0), ("incorrect", 0.0), ("no_answer", 0.0), ("timeout", None),
-     ("gold_unparseable", None), ("error", None)],
+    [
+        ("correct", 1.0),
+        ("incorrect", 0.0),
+        ("no_answer", 0.0),
+        ("timeout", None),
+        ("gold_unparseable", None),
+        ("error", None),
+    ],
 )
 def test_what_nobody_could_judge_is_masked(outcome, reward):
     assert reward_of(Verdict(Outcome(outcome))) == reward

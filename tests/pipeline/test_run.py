@@ -13,7 +13,7 @@ from data_prep.errors import UserError
 from pipeline.config import load_run
 from pipeline.run import stages_of
 
-from .small_run import SMALL, small_run, write_small  # noqa: TID252
+from .small_run import SMALL, small_run, write_small
 
 
 def names(run) -> list[str]:
@@ -38,21 +38,38 @@ def test_a_stage_that_waits_for_nothing_that_comes_is_named(tmp_path):
 
 def call(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *words], cwd=root, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
+        [sys.executable, "-m", *words],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
     )
 
 
 WRONG = {
     "unknown key": ('name = "small"', 'name = "small"\nsede = 3', ["sede", "did you mean 'seed'"]),
-    "unknown nested key": ("vocab_size = 288", "vocab_sise = 288",
-                           ["data.tokenizer.vocab_sise", "did you mean 'vocab_size'"]),
-    "unknown key of a method": ('kind = "grpo", updates = 2', 'kind = "grpo", clip_hihg = 0.3',
-                                ["'grpo', key 'clip_hihg'", "did you mean 'clip_high'"]),
-    "unknown method": ('kind = "grpo", updates = 2, beta = 0.05', 'kind = "grop"',
-                       ["unknown kind 'grop'", "did you mean 'grpo'", "dpo, grpo"]),
-    "unknown source": ('kind = "embedded"\ntrain', 'kind = "embeded"\ntrain',
-                       ["unknown kind 'embeded'", "did you mean 'embedded'", "gsm8k"]),
+    "unknown nested key": (
+        "vocab_size = 288",
+        "vocab_sise = 288",
+        ["data.tokenizer.vocab_sise", "did you mean 'vocab_size'"],
+    ),
+    "unknown key of a method": (
+        'kind = "grpo", updates = 2',
+        'kind = "grpo", clip_hihg = 0.3',
+        ["'grpo', key 'clip_hihg'", "did you mean 'clip_high'"],
+    ),
+    "unknown method": (
+        'kind = "grpo", updates = 2, beta = 0.05',
+        'kind = "grop"',
+        ["unknown kind 'grop'", "did you mean 'grpo'", "dpo, grpo"],
+    ),
+    "unknown source": (
+        'kind = "embedded"\ntrain',
+        'kind = "embeded"\ntrain',
+        ["unknown kind 'embeded'", "did you mean 'embedded'", "gsm8k"],
+    ),
     "out of range": ("bootstrap = 100", "bootstrap = 3", ["evaluate.bootstrap", "100", "found 3"]),
     "wrong type": ("limit = 10", 'limit = "ten"', ["generate.limit", "'ten'"]),
     "k above n": ("k = [1, 2]", "k = [1, 4]", ["between 1 and n = 2", "[1, 4]"]),
@@ -90,8 +107,19 @@ def test_a_missing_configuration_and_a_missing_stage(root, tmp_path):
 
 def test_overrides_reach_the_method_and_dry_runs_write_nothing(root, tmp_path):
     path = write_small(tmp_path)
-    shown = call(root, "pipeline.train", "--config", str(path), "--stage", "grpo",
-                 "--method.clip-high", "0.28", "--batch", "5", "--dry-run")
+    shown = call(
+        root,
+        "pipeline.train",
+        "--config",
+        str(path),
+        "--stage",
+        "grpo",
+        "--method.clip-high",
+        "0.28",
+        "--batch",
+        "5",
+        "--dry-run",
+    )
     assert shown.returncode == 0, shown.stderr
     assert '"clip_high": 0.28' in shown.stdout
     assert '"batch": 5' in shown.stdout
@@ -99,8 +127,17 @@ def test_overrides_reach_the_method_and_dry_runs_write_nothing(root, tmp_path):
     assert whole.returncode == 0, whole.stderr
     assert "seed = 9" in whole.stdout
     assert not (tmp_path / "run").exists()
-    bad = call(root, "pipeline.train", "--config", str(path), "--stage", "grpo",
-               "--method.clip-low", "7", "--dry-run")
+    bad = call(
+        root,
+        "pipeline.train",
+        "--config",
+        str(path),
+        "--stage",
+        "grpo",
+        "--method.clip-low",
+        "7",
+        "--dry-run",
+    )
     assert bad.returncode == 2
     assert "clip_low" in bad.stderr
 

@@ -21,7 +21,7 @@ from pipeline.state import load_state
 from pipeline.train import train
 from pipeline.verify import verify
 
-from .small_run import small_run  # noqa: TID252
+from .small_run import small_run
 
 
 def stage(run: RunConfig, name: str):
@@ -173,7 +173,9 @@ def test_the_sample_log_holds_what_it_promises(run):
     out = Path(run.out)
     samples = [s for p in sorted((out / "generate").glob("samples-*")) for s in read_samples(p)]
     assert [(s.problem_id, s.sample_index) for s in samples[:4]] == [
-        ("embedded-train-000000", 0), ("embedded-train-000000", 1), ("embedded-train-000000", 2),
+        ("embedded-train-000000", 0),
+        ("embedded-train-000000", 1),
+        ("embedded-train-000000", 2),
         ("embedded-train-000001", 0),
     ]
     assert len(samples) == 30

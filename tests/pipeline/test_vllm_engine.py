@@ -10,7 +10,7 @@ from pipeline.engines import embedded as embedded_engine
 from pipeline.generate import render_prompts
 from pipeline.model import load_model
 
-from .conftest import make_checkpoint  # noqa: TID252
+from .conftest import make_checkpoint
 
 pytestmark = [
     pytest.mark.vllm,
