@@ -121,6 +121,29 @@ def suite_values(
     return values
 
 
+def merges(sampled: Sequence[Sequence[Graded]], most: int = 50) -> dict[str, Any]:
+    """Return where voting by equality joins answers that are spelled differently.
+
+    Args:
+        sampled: n rows a question.
+        most: Examples to list.
+
+    Returns:
+        `count` of classes with more than one spelling, and the first of them with their
+        spellings, which is where maj@k and maj@k_string can differ.
+    """
+    found = []
+    for group in sampled:
+        spellings: dict[int, dict[str, None]] = {}
+        for row in group:
+            if row.answer_class is not None:
+                spelling = "".join((row.extracted or "").split())
+                spellings.setdefault(row.answer_class, {})[spelling] = None
+        found += [{"problem_id": group[0].problem_id, "spellings": list(members)}
+                  for members in spellings.values() if len(members) > 1]
+    return {"count": len(found), "examples": found[:most]}
+
+
 def intervals(
     values: dict[str, np.ndarray], *, resamples: int, seed: int
 ) -> dict[str, Interval]:
@@ -175,6 +198,7 @@ def suite_figures(
             by: _breakdown(values, [str(getattr(p, by)) for p in problems], resamples, seed)
             for by in ("level", "subject")
         },
+        "merges": merges(sampled),
         "definitions": DEFINITIONS,
     }
 

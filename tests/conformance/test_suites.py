@@ -111,6 +111,21 @@ def test_the_two_cmath_sets_are_not_taken_for_each_other(shared):
         suite.load()
 
 
+def test_a_downloaded_copy_of_the_hub_is_read_by_datasets(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    rows = [{"question": f"How many are {i}?", "answer": f"#### {i}"} for i in range(3)]
+    (copy / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = load_plugin("eval.suites", "gsm8k")
+    problems = module.load(module.Config(hub=str(copy)))
+    assert [problem.answer for problem in problems] == ["0", "1", "2"]
+    with pytest.raises(UserError, match="could not be loaded from the hub"):
+        module.load(module.Config(hub=str(tmp_path / "absent")))
+
+
 def test_names_groups_and_files(tmp_path):
     own = tmp_path / "mine.jsonl"
     own.write_text('{"question": "a", "answer": "1"}\n')

@@ -43,7 +43,7 @@ def session():
 REFUSED = {
     # files
     "read the password file": ("print(open('/etc/passwd').read())", {"error"}, "No such file"),
-    "list home": ("import os; os.listdir('/root')", {"error"}, "No such file"),
+    "list what the host keeps": ("import os; os.listdir('/var')", {"error"}, "No such file"),
     "list /home": ("import os; os.listdir('/home')", {"error"}, "No such file"),
     "read kernel memory": ("open('/dev/mem','rb').read(1)", {"error"}, "No such file"),
     "read the block device": ("open('/dev/sda','rb').read(1)", {"error"}, "No such file"),
