@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.schema import read_problems
 from eval.collect import Results, load_suite
-from eval.grading import Graded, read_graded
+from eval.grading import Graded, log_shards, read_graded
 from pipeline.samples import Sample, read_samples
 
 # Samples in one block: a few hundred kilobytes of text, unpacked in a few milliseconds.
@@ -127,7 +127,7 @@ def browser_blocks(results: Results, index: dict[str, Any]) -> Iterator[tuple[st
 def _texts(folder: Path, label: str) -> Iterator[list[str]]:
     """Yield the texts of one question after the other, from the shards of a log."""
     def log() -> Iterable[Sample]:
-        for path in sorted(folder.glob(f"{label}-*.jsonl")):
+        for path in log_shards(folder, label):
             yield from read_samples(path)
 
     for _, group in groupby(log(), key=lambda sample: sample.problem_id):

@@ -241,14 +241,15 @@ def _suite(
     write_rows(folder / "prompts.jsonl", (
         {"problem_id": prompt.id, "token_ids": list(prompt.token_ids)} for prompt in prompts))
     sampling = Sampling(
-        n=config.n, temperature=config.temperature, top_p=config.top_p,
-        top_k=0,
+        n=max(1, config.n), temperature=config.temperature, top_p=config.top_p, top_k=0,
         max_tokens=config.max_tokens, stop=profile.stop, seed=job.seed, step=0,
     )
     draws = {
         "greedy": sampling.model_copy(update={"n": 1, "temperature": 0.0, "top_p": 1.0}),
         "samples": sampling,
     }
+    if not config.n:
+        del draws["samples"]
     files = {"greedy": "greedy_verdicts.jsonl", "samples": "verdicts.jsonl"}
     graded: dict[str, list[list[Graded]]] = {}
     for label, draw in draws.items():
@@ -258,6 +259,9 @@ def _suite(
             rows = grade(problems, log, pool, f"grade {label}", bool(config.tool_rounds))
             write_graded(path, rows)
         graded[label] = read_graded(path, [p.id for p in problems], draw.n)
+    if not config.n:
+        graded["samples"] = graded["greedy"]
+        write_graded(folder / files["samples"], (group[0] for group in graded["greedy"]))
     figures = suite_figures(
         problems, graded["samples"], [group[0] for group in graded["greedy"]],
         config.k, resamples=config.bootstrap, seed=job.seed,

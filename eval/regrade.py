@@ -18,7 +18,7 @@ from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, write_json, write_rows
 from data_prep.schema import read_problems
 from eval.figures import intervals, suite_values
-from eval.grading import Graded, grade, read_graded, write_graded
+from eval.grading import Graded, grade, log_shards, read_graded, write_graded
 from pipeline.samples import Sample, read_samples
 from pipeline.verify import open_pool
 from verifiers import VerifierPool
@@ -28,7 +28,7 @@ FILES = {"samples": "verdicts.jsonl", "greedy": "greedy_verdicts.jsonl"}
 
 def read_log(folder: Path, label: str) -> Iterator[Sample]:
     """Yield a suite's samples, shard by shard."""
-    for path in sorted(folder.glob(f"{label}-*.jsonl")):
+    for path in log_shards(folder, label):
         yield from read_samples(path)
 
 

@@ -164,7 +164,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     what.add_argument("--config", help="a run's TOML: evaluate its checkpoints")
     parser.add_argument("--checkpoints", nargs="+", default=[], help="training stages of the run")
     parser.add_argument("--suites", nargs="+", help="names, NAME=FILE, or files of one's own")
-    parser.add_argument("--n", type=int, help="samples a question")
+    parser.add_argument("--n", type=int, help="samples a question (0: greedy only)")
     parser.add_argument("--k", type=int, nargs="+", help="K of Pass@K and Maj@K")
     parser.add_argument("--limit", type=int, help="first questions of each suite")
     parser.add_argument("--temperature", type=float, help="of the n samples")
@@ -204,7 +204,7 @@ def main(arguments: list[str]) -> None:
         if not known.suites:
             raise UserError("--suites", "none", "at least one suite", "add --suites gsm8k")
     if "n" in given and "k" not in given:
-        given["k"] = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= given["n"]]
+        given["k"] = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= max(1, given["n"])]
     config = validate(EvaluateConfig, base.model_dump() | given, "command line")
     if run is not None:
         if known.seed is not None:

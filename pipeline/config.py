@@ -113,7 +113,8 @@ class EvaluateConfig(Config):
     Attributes:
         suites: Names of suites.
         paths: Suite name to local file, for suites that read one.
-        n: Samples a problem; metrics at K use K up to n.
+        n: Samples a problem; metrics at K use K up to n. With 0 the greedy sample is the only
+            one, and stands where the samples would.
         k: The K of Pass@K and Maj@K.
         limit: Problems a suite; 0 takes all.
         temperature: Of the n samples; one greedy sample is always drawn beside them.
@@ -131,7 +132,7 @@ class EvaluateConfig(Config):
 
     suites: tuple[str, ...] = ("embedded",)
     paths: dict[str, str] = {}
-    n: int = Field(default=8, ge=1)
+    n: int = Field(default=8, ge=0)
     k: tuple[int, ...] = (1, 2, 4, 8)
     limit: int = Field(default=0, ge=0)
     temperature: float = Field(default=1.0, gt=0.0)
@@ -148,8 +149,8 @@ class EvaluateConfig(Config):
 
     @model_validator(mode="after")
     def _k_up_to_n(self) -> EvaluateConfig:
-        if not self.k or min(self.k) < 1 or max(self.k) > self.n:
-            raise ValueError(f"every K is between 1 and n = {self.n}, found {list(self.k)}")
+        if not self.k or min(self.k) < 1 or max(self.k) > max(1, self.n):
+            raise ValueError(f"every K is between 1 and n = {max(1, self.n)}, found {list(self.k)}")
         return self
 
 

@@ -10,6 +10,7 @@ import pytest
 import eval.evaluate
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json
+from eval.report import main as write_report
 from eval.run import engine_config, main
 from pipeline.engines import create_engine
 
@@ -156,3 +157,15 @@ def test_engine_options_are_checked_by_the_engine():
         engine_config(["--engine.slotz", "64"])
     with pytest.raises(UserError, match="unknown kind 'embeded' did you mean 'embedded'"):
         engine_config(["--engine.kind", "embeded"])
+
+
+def test_greedy_alone(checkpoint, gsm8k_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    main([*arguments(checkpoint, gsm8k_file, out)[:4], "--n", "0", "--max-tokens", "12",
+          "--workers", "1", "--out", str(out)])
+    found = figures(out)
+    assert found["figures"]["avg@1"] == found["figures"]["greedy"]
+    assert not list((out / "eval-sft/gsm8k").glob("samples-*"))
+    write_report(["--run", str(out)])
+    page = (out / "report/report.html").read_text("utf-8")
+    assert "gsm8k" in page and "12 questions" in page
