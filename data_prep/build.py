@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data_prep import figures
-from data_prep.command_line import invocation, print_plan
+from data_prep.command_line import run_stage
 from data_prep.config import Config, plugin_config
 from data_prep.errors import UserError, command
-from data_prep.formatting import Formatter, load_formatter
+from data_prep.formatting import Formatter, make_formatter, profile_named
 from data_prep.jsonl import write_json, write_rows
 from data_prep.ordering import Draw, Phase, training_order
 from data_prep.plugins import load_plugin
@@ -35,8 +35,8 @@ from data_prep.problems import PRIORITY, check_golds, drop_duplicates, read_sour
 from data_prep.rows import TokenisedPairs, tokenise, write_parquet
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem
-from data_prep.tokenizer import TokenizerConfig, load_tokenizer, tokenizer_files, train_tokenizer
-from prompts import Profile, PromptError, load_layout, load_profile
+from data_prep.tokenizer import TokenizerConfig, tokenizer_files
+from prompts import Profile
 
 
 class DataConfig(Config):
@@ -106,7 +106,7 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     Raises:
         UserError: Anything in configuration or input that a user can mend; nothing was written.
     """
-    profile = _profile(config.profile)
+    profile = profile_named(config.profile, "data.profile")
     # The number of workers changes how long it takes, not what comes out.
     plan = {"data": config.model_dump(mode="json", exclude={"workers"}), "seed": seed}
     stage = Stage(run, "data", plan, _inputs(config, profile))
@@ -124,7 +124,9 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     if not solved["train"]:
         raise UserError("data.sources", "no problem of the train split has a solution",
                         "at least one", "give a source a train file, or more problems")
-    formatter = _formatter(config, profile, solved["train"])
+    formatter = make_formatter(
+        config.tokenizer, profile, _texts(config, profile, solved["train"]), "data.tokenizer"
+    )
     train = _sft_rows(formatter, config, solved["train"], config.rows, config.phases, seed)
     held_out = _sft_rows(
         formatter, config, solved["validation"], config.sft_validation_rows,
@@ -171,13 +173,6 @@ def with_model_tokenizer(config: DataConfig, model_path: str | None) -> DataConf
     return config.model_copy(update={"tokenizer": tokenizer})
 
 
-def _profile(name: str) -> Profile:
-    try:
-        return load_profile(name)
-    except PromptError as error:
-        raise UserError("data.profile", str(error)) from None
-
-
 def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:
     """Return every file that decides the result, checked to be there."""
     inputs = {"profile": profile.path, **tokenizer_files(config.tokenizer.path)}
@@ -195,22 +190,11 @@ def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:
     return inputs
 
 
-def _formatter(config: DataConfig, profile: Profile, problems: Sequence[Problem]) -> Formatter:
-    """Load the given tokenizer, or train ours on the problems."""
-    settings = config.tokenizer
-    if settings.path:
-        return load_formatter(load_tokenizer(settings.path), profile, settings.layout)
-    try:
-        layout = load_layout(settings.layout or profile.layout)
-    except PromptError as error:
-        raise UserError("data.tokenizer.layout", str(error)) from None
-    step = -(-len(problems) // settings.sample_problems)
-    texts = [
-        text for problem in problems[::step]
-        for text in (profile.system, problem.question, *problem.solutions.values())
-    ]
-    tokenizer = train_tokenizer(texts, settings.vocab_size, layout, profile.system)
-    return Formatter(tokenizer, profile, layout.name)
+def _texts(config: DataConfig, profile: Profile, problems: Sequence[Problem]) -> Iterator[str]:
+    """Yield what a tokenizer of our own is trained on: whole problems, taken evenly."""
+    step = -(-len(problems) // config.tokenizer.sample_problems)
+    for problem in problems[::step]:
+        yield from (profile.system, problem.question, *problem.solutions.values())
 
 
 def _sft_rows(
@@ -262,14 +246,16 @@ def _tell(statistics: dict[str, Any], folder: Path, seconds: float) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run the stage from the command line."""
-    found = invocation(DataConfig, "data", "python -m data_prep.build", __doc__ or "", arguments)
-    model = found.table.get("model")
-    path = model.get("path") if isinstance(model, dict) else None
-    config = with_model_tokenizer(found.config, path)
-    if found.is_dry:
-        print_plan(found, "data", config)
-        return
-    print(build(config, found.run, found.seed))
+    run_stage(
+        DataConfig, "data", "python -m data_prep.build", __doc__ or "", arguments,
+        lambda found: build(found.config, found.run, found.seed),
+        lambda config, table: with_model_tokenizer(config, _model_path(table)),
+    )
+
+
+def _model_path(table: dict[str, Any]) -> str | None:
+    model = table.get("model")
+    return model.get("path") if isinstance(model, dict) else None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -75,10 +76,32 @@ def invocation(
     return Invocation(config, run, seed, table, options.dry_run)
 
 
-def print_plan(found: Invocation[Any], section: str, config: Config) -> None:
-    """Print what would be built: the stage's folder, the seed, the resolved table."""
+def run_stage(
+    model: type[C], section: str, program: str, description: str, arguments: list[str],
+    build: Callable[[Invocation[C]], Path],
+    adjust: Callable[[C, dict[str, Any]], C] = lambda config, table: config,
+) -> None:
+    """Run a stage from the command line: print the folder that it built, or its plan.
+
+    Args:
+        model: The model of the stage's table.
+        section: The table's name, and the stage's.
+        program: How the script is called.
+        description: For `--help`.
+        arguments: The command line.
+        build: Builds the stage and returns its folder.
+        adjust: Takes into the configuration what other tables of the file say.
+
+    Raises:
+        UserError: Anything that a user can mend.
+    """
+    found = invocation(model, section, program, description, arguments)
+    found = found._replace(config=adjust(found.config, found.table))
+    if not found.is_dry:
+        print(build(found))
+        return
     print(f"# stage folder: {found.run / section}\nseed = {found.seed}\n")
-    print(dump_toml(_holder(type(config), section)(**{section: config})), end="")
+    print(dump_toml(_holder(model, section)(**{section: found.config})), end="")
 
 
 def _holder(model: type[Config], section: str) -> type[Config]:

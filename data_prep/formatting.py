@@ -5,13 +5,15 @@ markers carries loss. Contents are then encoded with control tokens switched off
 spells a role marker or an end token stays plain text. For that the template is rendered with
 such spellings hidden, cut at the control tokens (all of them the template's own), and the
 pieces in between are encoded one by one. The generation prompt is a cut too, so that a training
-row starts with exactly the tokens that generation is prompted with.
+row starts with exactly the tokens that generation is prompted with. (Control tokens are a
+tokenizer's special tokens; added tokens that are not special, such as Qwen's `<tool_call>`, stay
+the text that they are.)
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -21,13 +23,16 @@ from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from data_prep.errors import UserError
-from data_prep.tokenizer import equip
-from prompts import Profile, PromptError, load_profile
+from data_prep.tokenizer import TokenizerConfig, equip, load_tokenizer, train_tokenizer
+from prompts import Profile, PromptError, load_layout, load_profile
 
 Message = Mapping[str, str]
 Row = tuple[list[int], list[int]]
-# Short texts that recur (system texts, role headers) are encoded once.
+# Texts up to this length are looked up before they are encoded: system texts, role headers,
+# questions that come with many solutions.
 _CACHED_LENGTH = 400
+# Shorter ones are not worth a place in a batch either.
+_BATCHED_LENGTH = 40
 
 
 class Piece(NamedTuple):
@@ -115,7 +120,7 @@ class Formatter:
         rendered = [self.pieces(messages) for messages in batch]
         long = [
             piece.text for pieces in rendered for piece in pieces
-            if piece.token is None and len(piece.text) > _CACHED_LENGTH // 10
+            if piece.token is None and len(piece.text) > _BATCHED_LENGTH
         ]
         unique = list(dict.fromkeys(long))
         encodings = self._plain.encode_batch_fast(unique, add_special_tokens=False)
@@ -131,13 +136,17 @@ class Formatter:
             UserError: The template refuses the conversation.
         """
         hidden: list[str] = []
-        bracket = _unused_character(messages)
+        spells = self.spells_control(messages)
+        bracket = _unused_character(messages) if spells else ""
 
         def hide(match: re.Match[str]) -> str:
             hidden.append(match.group())
             return f"{bracket}{len(hidden) - 1}{bracket}"
 
-        safe = [{**m, "content": self._pattern.sub(hide, m["content"])} for m in messages]
+        safe = [
+            {**m, "content": self._pattern.sub(hide, m["content"]) if spells else m["content"]}
+            for m in messages
+        ]
         try:
             # A pair in every release with generation markers; annotated as a string.
             rendered, spans = cast(Any, render_jinja_template)(
@@ -207,6 +216,46 @@ def _unused_character(messages: Sequence[Message]) -> str:
     return next(char for char in map(chr, range(0xE000, 0xF8FF)) if char not in text)
 
 
+def profile_named(name: str, key: str) -> Profile:
+    """Return a profile by name or path.
+
+    Args:
+        name: What the configuration says.
+        key: The configuration's key, for errors.
+
+    Raises:
+        UserError: There is no such profile, or it is broken.
+    """
+    try:
+        return load_profile(name)
+    except PromptError as error:
+        raise UserError(key, str(error)) from None
+
+
+def make_formatter(
+    settings: TokenizerConfig, profile: Profile, texts: Iterable[str], key: str
+) -> Formatter:
+    """Return the formatter of a given tokenizer, or of one of our own trained on texts.
+
+    Args:
+        settings: The tokenizer's configuration.
+        profile: System text and layout.
+        texts: What ours is trained on; not read for a given one.
+        key: The configuration's key of `settings`, for errors.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded, or there is no such layout.
+    """
+    if settings.path:
+        return load_formatter(load_tokenizer(settings.path), profile, settings.layout)
+    try:
+        layout = load_layout(settings.layout or profile.layout)
+    except PromptError as error:
+        raise UserError(f"{key}.layout", str(error)) from None
+    tokenizer = train_tokenizer(texts, settings.vocab_size, layout, profile.system)
+    return Formatter(tokenizer, profile, layout.name)
+
+
 def load_formatter(tokenizer: Any, profile: str | Profile, layout: str = "") -> Formatter:
     """Return the formatter of a tokenizer.
 
@@ -220,8 +269,5 @@ def load_formatter(tokenizer: Any, profile: str | Profile, layout: str = "") -> 
         UserError: There is no such profile or layout, or it does not fit the tokenizer.
     """
     if isinstance(profile, str):
-        try:
-            profile = load_profile(profile)
-        except PromptError as error:
-            raise UserError("profile", str(error)) from None
+        profile = profile_named(profile, "profile")
     return Formatter(tokenizer, profile, equip(tokenizer, profile, layout))

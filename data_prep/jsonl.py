@@ -49,8 +49,22 @@ def parse_row(raw: bytes, where: str) -> Row:
             "one JSON object a line",
             "mend or remove the line",
         ) from None
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
+        raise UserError(
+            where, f"JSON that cannot be read: {error}", "one JSON object a line",
+            "mend or remove the line",
+        ) from None
     if not isinstance(row, dict):
         raise UserError(where, f"a JSON {type(row).__name__}", "a JSON object", "mend the line")
+    if b"\\ud" in raw or b"\\uD" in raw:
+        # Half of a surrogate pair is a str in Python, but no text: nothing could encode it.
+        try:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                where, f"half of a surrogate pair, {error.object[error.start]!r}",
+                "text", "mend or remove the line",
+            ) from None
     return row
 
 

@@ -19,17 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_prep.command_line import invocation, print_plan
+from data_prep.command_line import run_stage
 from data_prep.config import Config, plugin_config
 from data_prep.errors import UserError, command
-from data_prep.formatting import Formatter, load_formatter
+from data_prep.formatting import Formatter, load_formatter, profile_named
 from data_prep.jsonl import write_json
 from data_prep.reading import Rejected, items
 from data_prep.run_folder import Stage
 from data_prep.schema import LabelledSteps, Preference
 from data_prep.sources._files import FilesConfig
 from data_prep.tokenizer import load_tokenizer, tokenizer_files
-from prompts import PromptError, load_profile
 
 # What stands between two steps in the text that a model reads.
 STEP_BREAK = "\n\n"
@@ -76,10 +75,7 @@ def build_judged(config: JudgedConfig, run: Path, seed: int) -> Path:
     Raises:
         UserError: Anything in configuration or input that a user can mend; nothing was written.
     """
-    try:
-        profile = load_profile(config.profile)
-    except PromptError as error:
-        raise UserError("judged.profile", str(error)) from None
+    profile = profile_named(config.profile, "judged.profile")
     inputs = {"profile": profile.path, **tokenizer_files(config.tokenizer)}
     for number, source in enumerate(config.sources):
         inputs.update({f"source/{number}/{k}": path for k, path in source.files().items()})
@@ -180,13 +176,10 @@ def _judged(
 
 def main(arguments: list[str]) -> None:
     """Run the stage from the command line."""
-    found = invocation(
-        JudgedConfig, "judged", "python -m data_prep.judged", __doc__ or "", arguments
+    run_stage(
+        JudgedConfig, "judged", "python -m data_prep.judged", __doc__ or "", arguments,
+        lambda found: build_judged(found.config, found.run, found.seed),
     )
-    if found.is_dry:
-        print_plan(found, "judged", found.config)
-        return
-    print(build_judged(found.config, found.run, found.seed))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from typing import Any
 
 from data_prep.candidates import load_candidates, token_offsets
 from data_prep.chunk import Task
-from data_prep.command_line import invocation, print_plan
+from data_prep.command_line import run_stage
 from data_prep.converting import convert_chunks
 from data_prep.errors import UserError, command
+from data_prep.formatting import profile_named
 from data_prep.jsonl import write_json
 from data_prep.mixture_config import Ingredient, MixtureConfig
 from data_prep.mixture_figures import mixture_figures
@@ -37,7 +38,7 @@ from data_prep.selection import select
 from data_prep.shards import Document, write_shards
 from data_prep.sources._files import FilesConfig
 from data_prep.tokenizer import load_tokenizer, tokenizer_files
-from prompts import Profile, PromptError, load_profile
+from prompts import Profile
 
 
 def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
@@ -54,10 +55,7 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
     Raises:
         UserError: Anything in configuration or input that a user can mend.
     """
-    try:
-        profile = load_profile(config.profile)
-    except PromptError as error:
-        raise UserError("mixture.profile", str(error)) from None
+    profile = profile_named(config.profile, "mixture.profile")
     # The number of workers changes how long it takes, not what comes out.
     plan = {"mixture": config.model_dump(mode="json", exclude={"workers"}), "seed": seed}
     stage = Stage(run, "mixture", plan, _inputs(config, profile))
@@ -199,13 +197,10 @@ def _tell(figures: dict[str, Any], timing: dict[str, float], folder: Path) -> No
 
 def main(arguments: list[str]) -> None:
     """Run the stage from the command line."""
-    found = invocation(
-        MixtureConfig, "mixture", "python -m data_prep.mixture", __doc__ or "", arguments
+    run_stage(
+        MixtureConfig, "mixture", "python -m data_prep.mixture", __doc__ or "", arguments,
+        lambda found: build_mixture(found.config, found.run, found.seed),
     )
-    if found.is_dry:
-        print_plan(found, "mixture", found.config)
-        return
-    print(build_mixture(found.config, found.run, found.seed))
 
 
 if __name__ == "__main__":

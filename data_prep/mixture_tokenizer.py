@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from data_prep.chunk import conversation_of
 from data_prep.errors import UserError
-from data_prep.formatting import Formatter, Message, load_formatter
+from data_prep.formatting import Message, make_formatter
 from data_prep.mixture_config import Ingredient, MixtureConfig
 from data_prep.plugins import load_plugin
 from data_prep.preflight import ROWS, preflight
 from data_prep.reading import Rejected, convert, read_stretch, stretches
-from data_prep.tokenizer import load_tokenizer, train_tokenizer
-from prompts import Profile, PromptError, load_layout
+from prompts import Profile
 
 
 def prepare_tokenizer(config: MixtureConfig, profile: Profile, folder: Path) -> None:
@@ -38,26 +38,16 @@ def prepare_tokenizer(config: MixtureConfig, profile: Profile, folder: Path) -> 
     if not first:
         raise UserError("mixture.sources", "no row that can be trained on", "at least one",
                         "look at the files; a row's own error shows under on_bad_row = \"fail\"")
-    formatter = _formatter(config, profile, first)
+    texts = (message["content"] for messages in first for message in messages)
+    formatter = make_formatter(
+        config.tokenizer, profile, chain([profile.system], texts), "mixture.tokenizer"
+    )
     checked = first[:: max(1, len(first) // ROWS)]
     preflight(formatter, checked, formatter.conversations(checked))
     temporary = folder / "tokenizer.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     formatter.tokenizer.save_pretrained(temporary)
     temporary.rename(target)
-
-
-def _formatter(config: MixtureConfig, profile: Profile, first: list[list[Message]]) -> Formatter:
-    settings = config.tokenizer
-    if settings.path:
-        return load_formatter(load_tokenizer(settings.path), profile, settings.layout)
-    try:
-        layout = load_layout(settings.layout or profile.layout)
-    except PromptError as error:
-        raise UserError("mixture.tokenizer.layout", str(error)) from None
-    texts = [profile.system, *(m["content"] for messages in first for m in messages)]
-    tokenizer = train_tokenizer(texts, settings.vocab_size, layout, profile.system)
-    return Formatter(tokenizer, profile, layout.name)
 
 
 def _first(ingredient: Ingredient, rows: int) -> Iterator[list[Message]]:

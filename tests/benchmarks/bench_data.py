@@ -258,8 +258,9 @@ trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(row
     processing_class=tokenizer)
 data = trainer.train_dataset
 tokens = sum(len(x) for x in data["input_ids"])
+loss = sum(label != -100 for row in data["labels"] for label in row)
 print("RESULT " + json.dumps({"rows": len(rows), "seconds": round(times[0], 3), "tokens": tokens,
-    "rows_per_s": round(len(rows) / times[0], 1), "sequences": len(data), "trl": trl.__version__,
+    "rows_per_s": round(len(rows) / times[0], 1), "sequences": len(data), "loss_tokens": loss, "trl": trl.__version__,
     "processes": int(sys.argv[3])}))
 """
 
