@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 # A literal backspace stands where a Python string literal ate the "\b".
 _OPENER = re.compile(r"(?:\\|\x08)?(?:\\boxed|\\fbox|\\framebox|\x08oxed)(?![A-Za-z])\s*")
-_BRACE = re.compile(r"\\.|[{}]|\$+|\\?\n\s*\n", re.DOTALL)
+_BRACE = re.compile(r"\\.|[{}]|\$+", re.DOTALL)
 _TAG_OPEN = "<|begin_of_box|>"
 _TAG_CLOSE = "<|end_of_box|>"
 

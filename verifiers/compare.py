@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import realset, scalars
+from .budget import check
 from .equality import UndecidedError, constant_ratio, is_zero, symbols
 from .matrices import Rows, rows_of
 from .nodes import Node
@@ -21,6 +22,7 @@ _STRUCTURES = word_set(
 _INEQUALITIES = frozenset({"<", ">", "le", "ge", "ne"})
 _REVERSED = {">": "<", "ge": "le"}
 _MAX_MATCHING = 400
+_MAX_PAIRWISE = 24
 CHOICES = frozenset("ABCDEFGHIJ")
 
 
@@ -47,6 +49,7 @@ def matches(gold: Node, answer: Node) -> str | None:
 
 
 def _same(a: Node, b: Node) -> str | None:
+    check()
     if a == b:
         return "same_form"
     equations = _equations(a, b)
@@ -351,8 +354,10 @@ def _member(node: Node) -> Node:
 
 
 def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    if len(items) > _MAX_PAIRWISE:
+        return tuple(dict.fromkeys(items))
     kept: list[Node] = []
-    for item in items[:_MAX_MATCHING]:
+    for item in items:
         if item not in kept and not any(_safe_same(item, other) for other in kept):
             kept.append(item)
     return tuple(kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .nodes import MAX_DEPTH, ParseError
+from .nodes import MAX_DEPTH, Node, ParseError
 from .tokens import Token
 
 END = Token("end", "", False)
@@ -17,6 +17,10 @@ class Cursor:
         self.at = 0
         self.depth = 0
         self.bars = 0
+        # Whether a colon makes a ratio; in a set builder it divides.
+        self.ratios = True
+        self.integrals = 0
+        self._known: dict[tuple[int, bool, bool], tuple[Node, int]] = {}
 
     def peek(self, ahead: int = 0) -> Token:
         """Return a token without taking it; `END` past the last one."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from .budget import check
 from .evaluate import (
     MAX_FACTORIAL,
     Complex,
@@ -95,6 +96,7 @@ def equal(a: Node, b: Node) -> bool:
     Raises:
         UndecidedError: No step could tell.
     """
+    check()
     if a == b:
         return True
     names = sorted(symbols(a) | symbols(b), key=repr)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from .budget import check
 from .nodes import Node
 
 MAX_BITS = 60_000
@@ -54,8 +55,10 @@ class Backend:
             TooLargeError: It is beyond the limits.
         """
         self.steps += 1
-        if self.steps > MAX_STEPS:
-            raise TooLargeError("too many steps")
+        if not self.steps & 127:
+            check()
+            if self.steps > MAX_STEPS:
+                raise TooLargeError("too many steps")
         kind = node[0]
         if kind == "num" or kind == "dec":
             return self.number(node[1])

@@ -60,6 +60,8 @@ _WORD = re.compile(
 _DIGIT = re.compile(r"\d")
 _LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-Ja-j])\)?(?![A-Za-z'’]|\s*=)")
 _UPPER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-J])\)?(?![A-Za-z'’]|\s*=)")
+_MORE_LETTERS = re.compile(r"\)?(?:\s*(?:\bor\b|\band\b|/|&|或|和)\s*\(?[A-J]\b\)?)+")
+_LETTERS_BEFORE = re.compile(r"(?<![A-Za-z])(?:\(?[A-J]\)?\s*(?:\bor\b|\band\b|/|&|或|和)\s*\(?)+$")
 _BLANK = re.compile(r"(?:\s|~|\$|\\[,;:! ]|\\q?quad|\\text\s*\{\s*\}|\{\s*\}|\.{3}|\\l?dots)*")
 _TAIL = 4000
 # A bare answer longer than this is no answer with a few words around it.
@@ -240,7 +242,8 @@ def _phrase(text: str, begin: int, choice: bool) -> Extraction | None:
     if choice:
         letter = _LETTER.search(text, start, end)
         if letter is not None:
-            return Extraction((Candidate(letter.group(1), *letter.span(1), "phrase"),))
+            low, high = _with_other_letters(text, *letter.span(1), start)
+            return Extraction((Candidate(text[low:high], low, high, "phrase"),))
     whole = Candidate(text[start:end], start, end, "phrase")
     if _hedged(whole.text):
         return Extraction((whole,))
@@ -268,6 +271,14 @@ def _segment(text: str, start: int) -> tuple[int, int]:
     return _trim(text, start, end)
 
 
+def _with_other_letters(text: str, start: int, end: int, low: int) -> tuple[int, int]:
+    """Widen a letter to "A or B", so that naming several is not naming one."""
+    after = _MORE_LETTERS.match(text, end)
+    low = max(low, start - 24)
+    before = _LETTERS_BEFORE.search(text[low:start])
+    return (low + before.start() if before else start), (after.end() if after else end)
+
+
 def _hedged(segment: str) -> bool:
     return _HEDGE.search(segment) is not None and len(set(_NUMBER.findall(segment))) > 1
 
@@ -278,7 +289,8 @@ def _tail(text: str, begin: int, choice: bool) -> Extraction:
     if choice:
         letters = list(_UPPER.finditer(text, max(start, end - 400), end))
         if letters:
-            return Extraction((Candidate(letters[-1].group(1), *letters[-1].span(1), "tail"),))
+            low, high = _with_other_letters(text, *letters[-1].span(1), start)
+            return Extraction((Candidate(text[low:high], low, high, "tail"),))
     # "It cannot be determined whether 5 ..." does not answer 5.
     if _DENIAL.search(text, max(start, end - 300), end) is None:
         found.extend(_inside(text, max(start, end - _TAIL), end, choice, "tail"))

@@ -6,6 +6,7 @@ import time
 from functools import lru_cache
 
 from . import quick
+from .budget import SECONDS, OutOfTimeError, deadline
 from .compare import matches
 from .equality import UndecidedError
 from .extract import Candidate, Extraction, extract
@@ -94,7 +95,11 @@ def verify_slow(gold: str, text: str, *, policy: str = "boxed") -> Verdict:
         detail = f"the answer cannot be read whole: {reading.problem}"
         return _verdict(started, Outcome.INCORRECT, "answer_unread", *shown, detail=detail)
     try:
-        rule = _compare(wanted, reading)
+        with deadline():
+            rule = _compare(wanted, reading)
+    except OutOfTimeError:
+        detail = f"comparing took more than {SECONDS} s"
+        return _verdict(started, Outcome.TIMEOUT, "timeout", *shown, detail=detail)
     except UndecidedError as error:
         return _undecided(started, gold, text, policy, shown, str(error))
     except RecursionError:
@@ -152,7 +157,6 @@ def _undecided(
 @lru_cache(maxsize=16384)
 def _read_gold(gold: str) -> Reading:
     return read(_inside(gold))
-
 
 
 def choice_wanted(gold: str) -> bool:

@@ -25,6 +25,7 @@ _ACCENTS = word_set(
 _ATOMS = word_set(
     "angle triangle square Box nabla partial checkmark odot oplus dagger parallel perp"
 )
+_MAX_INTEGRALS = 8
 OPEN_BRACKETS = frozenset({"(", "[", "{", "\\{"})
 
 
@@ -64,7 +65,20 @@ class Operands(Cursor, ABC):
         """Read the fraction part of a mixed number."""
 
     def primary(self) -> Node:
-        """Read one operand."""
+        """Read one operand; a second time, after going back, without reading it again.
+
+        Going back happens where a bracket turns out to be no factor. Without the
+        memory each level of nesting would double the work.
+        """
+        key = (self.at, self.bars > 0, self.ratios)
+        known = self._known.get(key)
+        if known is None:
+            node = self._operand_itself()
+            known = self._known[key] = (node, self.at)
+        self.at = known[1]
+        return known[0]
+
+    def _operand_itself(self) -> Node:
         token = self.take()
         if token.kind == "num":
             return self._numeral(token)
@@ -270,7 +284,6 @@ class Operands(Cursor, ABC):
         token = self.peek()
         if token.kind == "num" and len(token.text) > 1 and token.text.isdigit():
             # "\frac12" is one half: take one digit, leave the rest.
-            self.tokens = [*self.tokens]
             self.tokens[self.at] = Token("num", token.text[1:], True)
             return number(token.text[0])
         return self.primary()
@@ -361,6 +374,9 @@ class Operands(Cursor, ABC):
 
     def _integrand(self) -> tuple[str, Node]:
         """Read up to the "dx" that ends an integral."""
+        self.integrals += 1
+        if self.integrals > _MAX_INTEGRALS:
+            raise ParseError(f"more than {_MAX_INTEGRALS} integrals")
         depth = 0
         for index in range(self.at, len(self.tokens) - 1):
             text = self.tokens[index].text
@@ -371,7 +387,7 @@ class Operands(Cursor, ABC):
             if depth == 0 and text == "d" and after.kind == "id":
                 rest = self.tokens[index + 2 :]
                 inner = type(self)(self.tokens[self.at : index])
-                inner.depth = self.depth
+                inner.depth, inner.integrals = self.depth, self.integrals
                 body = ("num", Fraction(1)) if index == self.at else inner.expression()
                 if inner.peek() is not END:
                     break

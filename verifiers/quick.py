@@ -64,7 +64,7 @@ def tidy(text: str) -> str:
         text = text.removeprefix("\\displaystyle").lstrip()
         if text[:1] == text[-1:] == '"' and text.count('"') == 2:
             text = text[1:-1].strip()
-        if text[:1] in "$\\*":
+        if text[:1] in "$\\*" and len(text) <= _SHORT:
             match = _WRAPPED.match(text)
             if match is not None and _one_formula(match.group(1), text):
                 text = match.group(1)

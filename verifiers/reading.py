@@ -50,6 +50,7 @@ _SINGLE_UNIT = re.compile(
     r"([-+]?[\d.,]+)(\s+(?:m|g|s|h|L|l|t)|\s*[gL]|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?)|\s*(?:m|km|cm)/(?:s|h)(?:\^\{?2\}?)?)"
 )
 _MAX_CHARS = 60000
+_END = 200
 
 
 class Reading(NamedTuple):
@@ -126,13 +127,14 @@ def tidy_up(text: str) -> str:
     text = re.sub(r'"([^"]*)"', r"\1", text)
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text)
     text = _TRAILING_DOTS.sub(r"\1", text)
-    text = _ABOUT.sub("", text)
+    # Only the end is searched: blanks without number must not cost their square.
+    text = text[:-_END] + _ABOUT.sub("", text[-_END:])
     text = _LEAD.sub("", text, count=1) if len(text) > 8 else text
     while text.endswith("}") and text.count("}") > text.count("{"):
         text = text[:-1].rstrip()
     if "\n" in text and "\\begin" not in text:
         text = re.sub(r"\n\s*\n", " ; ", text.strip())
-    return quick.tidy(re.sub(r"[\\,;\s]+$", "", text))
+    return quick.tidy(text.rstrip("\\,; \t\r\n"))
 
 
 def _dollars(text: str) -> str:

@@ -53,9 +53,6 @@ def parse(text: str) -> Node:
 class Parser(ExpressionParser):
     """Reads whole answers from tokens."""
 
-    # Whether a colon makes a ratio; in a set builder it divides.
-    ratios = True
-
     def items(self, done: Callable[[], bool]) -> Node:
         """Read a list up to where `done` says; a single item comes back bare."""
         self.enter()
