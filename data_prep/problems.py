@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from data_prep.config import PluginConfig
 from data_prep.errors import UserError
@@ -13,9 +13,7 @@ from data_prep.plugins import load_plugin
 from data_prep.reading import Rejected, items
 from data_prep.schema import Problem, Split
 from data_prep.sources._files import FilesConfig
-
-if TYPE_CHECKING:
-    from verifiers import Verdict
+from verifiers import Outcome, Verdict, verify_many
 
 # Which copy of a question stays: held-out data must not change because train data grew.
 PRIORITY: tuple[Split, ...] = ("test", "validation", "train")
@@ -112,9 +110,6 @@ def check_golds(
     Raises:
         UserError: A gold fails under "fail", naming file and line, gold and reason.
     """
-    # Here and not above: judging loads sympy, which reading a configuration need not wait for.
-    from verifiers import Outcome, verify_many
-
     texts = [
         (problem, text)
         for problem in problems
@@ -142,7 +137,7 @@ def _bad_gold(problem: Problem, text: str, verdict: Verdict) -> UserError:
     reason = f" ({verdict.detail})" if verdict.detail else ""
     found = (
         f"gold {answer!r} cannot be parsed{reason}"
-        if verdict.outcome == "gold_unparseable"
+        if verdict.outcome is Outcome.GOLD_UNPARSEABLE
         else f"gold {answer!r}, but its own solution, ending {text[-60:]!r}, is judged "
         f"{verdict.outcome.value}{reason}"
     )

@@ -212,7 +212,8 @@ def _hub_path(kind: str, split: Split) -> str:
     if split not in splits:
         raise UserError(
             f"data.sources, kind {kind!r}, key {split!r}", "'hub' has no such split",
-            f"one of {', '.join(splits) or 'none'}", "name one: hub:<id>:<split>, or a local file",
+            f"one of {', '.join(splits) or 'none: its data set is in several pieces'}",
+            "name one: hub:<id>[/<configuration>]:<split>, or a local file",
         )
     return f"hub:{hub}:{splits[split]}"
 

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from data_prep.reading import Drop
 from data_prep.schema import Split
 from data_prep.sources import SourceConfig
+from verifiers import verify
 from verifiers.boxes import last_boxes
 
 # What may follow a box that already ends its text: closing of a formula, a full stop.
@@ -74,9 +75,6 @@ def settle(solution: str, gold: str) -> str:
     Raises:
         Drop: The solution's own box contradicts the gold, or the gold cannot be verified.
     """
-    # Here and not above: judging loads sympy.
-    from verifiers import verify
-
     own = final_answer(solution)
     outcome = verify(gold, boxed(gold if own is None else own)).outcome
     if outcome == "incorrect":
@@ -92,9 +90,6 @@ def final_answer(solution: str) -> str | None:
     Boxes side by side are one answer (`\boxed{1}$ and $\boxed{2}` is "1, 2"), unless they are
     two spellings of one value (`\boxed{x+1}$ or $\boxed{1+x}`): then it is the last of them.
     """
-    # Here and not above: comparing loads sympy.
-    from verifiers import verify
-
     contents = [box.content.strip() for box in last_boxes(solution) if box.content is not None]
     if not contents or not all(contents):
         return None

@@ -51,7 +51,7 @@ class Words:
     """Words by Zipf's law, with numbers and formulas in between."""
 
     def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)  # noqa: S311 - words, not secrets
+        self.rng = random.Random(seed)
         parts = ["ka", "ri", "to", "men", "sal", "ver", "in", "do", "el", "pra", "st", "un", "qui",
                  "lo", "ba", "ter", "ing", "ous", "ed", "ly", "tion", "al", "e", "an", "co"]
         words = dict.fromkeys(
@@ -198,7 +198,7 @@ def conversations(folder: Path, rows: int) -> list[list[dict[str, str]]]:
         usable = (item for item in items(source) if not isinstance(item, Rejected))
         for item in itertools.islice(usable, round(rows * count / FULL)):
             taken.append([dict(message) for message in conversation_of(item)[0]])
-    random.Random(0).shuffle(taken)  # noqa: S311 - an order
+    random.Random(0).shuffle(taken)
     return taken
 
 
@@ -260,8 +260,8 @@ data = trainer.train_dataset
 tokens = sum(len(x) for x in data["input_ids"])
 loss = sum(label != -100 for row in data["labels"] for label in row)
 print("RESULT " + json.dumps({"rows": len(rows), "seconds": round(times[0], 3), "tokens": tokens,
-    "rows_per_s": round(len(rows) / times[0], 1), "sequences": len(data), "loss_tokens": loss, "trl": trl.__version__,
-    "processes": int(sys.argv[3])}))
+    "rows_per_s": round(len(rows) / times[0], 1), "sequences": len(data), "loss_tokens": loss,
+    "trl": trl.__version__, "processes": int(sys.argv[3])}))
 """
 
 

@@ -78,11 +78,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, text, message):
     assert name in str(caught.value)
 
 
-def test_a_split_that_the_hub_does_not_have_is_named():
-    with pytest.raises(UserError, match="no such split"):
-        list(items(validate(
-            Ingredient, {"source": {"kind": "metamathqa", "test": "hub"}}, "test"
-        ).source))
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("metamathqa", "one of train"), ("math", "in several pieces")]
+)
+def test_a_split_that_the_hub_does_not_have_is_named(kind, expected):
+    settings = validate(Ingredient, {"source": {"kind": kind, "test": "hub"}}, "test").source
+    with pytest.raises(UserError, match="no such split") as caught:
+        list(items(settings))
+    assert expected in str(caught.value)
 
 
 def test_an_empty_file_is_one_bad_row(tmp_path):
