@@ -25,7 +25,7 @@ def reading(results: Results) -> str:
     first = evaluated[0]
     content = results.figures[first][suite]
     metric = f"avg@{content['n']}"
-    questions = f"{content['questions']:,} held-out questions of the suite “{suite}”"
+    questions = f"{content['questions']:,} questions of the suite “{suite}”"
 
     def figure(checkpoint: str, name: str) -> dict[str, Any]:
         return results.figures[checkpoint][suite]["figures"][name]
@@ -38,7 +38,8 @@ def reading(results: Results) -> str:
     ]
     parts = results.decomposition.get(suite, {}).get(best)
     if best == first or parts is None:
-        words[0] += "." if len(evaluated) == 1 else "; no later checkpoint is above it."
+        is_top = best == first and len(evaluated) > 1
+        words[0] += "; no later checkpoint is above it." if is_top else "."
         return " ".join(words)
     gain = parts["difference"]
     words[0] += (
@@ -59,7 +60,8 @@ def reading(results: Results) -> str:
         least = _change(figure(first, f"pass@{k}"), figure(best, f"pass@{k}"))
         words.append(f"Maj@{k} moves by {_signed(vote / 100)} points and Pass@{k} by "
                      f"{_signed(least / 100)}.")
-        if vote > 0 and vote > 2 * max(least, 0.0):
+        is_clear = figure(first, f"maj@{k}")["high"] < figure(best, f"maj@{k}")["low"]
+        if is_clear and vote > 2 * max(least, 0.0):
             words.append(
                 "The vote gains, the reach hardly does: training made likely what the first "
                 "checkpoint could already do."

@@ -4,14 +4,16 @@
     python -m eval.run --config pipeline/configs/cpu.toml [--checkpoints sft grpo]
 
 The first form evaluates one model folder or hub id; the second every training stage of a run.
-What is complete is skipped, what was interrupted goes on. `--engine.kind vllm` and other
-`--engine.KEY VALUE` choose how samples are drawn.
+What is complete is skipped, what was interrupted goes on. `--engine.KEY VALUE` chooses how samples
+are drawn (`--engine.kind vllm`), `--checker.KEY VALUE` who grades them, `--sandbox.KEY VALUE` the
+limits of programs (with `--tool-rounds`).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +32,46 @@ class EngineChoice(Config):
     engine: plugin_config("pipeline.engines")   # type: ignore[valid-type]
 
 
-def engine_config(arguments: list[str], base: PluginConfig | None = None) -> PluginConfig:
-    """Return the engine that `--engine.KEY VALUE` pairs describe.
+def dotted(arguments: list[str], tables: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return table → key → value of `--TABLE.KEY VALUE` pairs.
 
     Args:
         arguments: What the parser did not know.
-        base: Engine whose settings stand where its kind is kept.
+        tables: Tables that may be named.
 
     Raises:
-        UserError: An argument is not of that form, or the engine does not know its key.
+        UserError: An argument is not of that form.
     """
-    table: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {table: {} for table in tables}
     words = iter(arguments)
     for word in words:
-        if not word.startswith("--engine."):
+        table, dot, key = word.removeprefix("--").partition(".")
+        if not word.startswith("--") or not dot or table not in found:
+            forms = " or ".join(f"--{table}.KEY VALUE" for table in tables)
             raise UserError("command line", f"unknown argument {word!r}",
-                            "an option of --help, or --engine.KEY VALUE", "mend or remove it")
-        key, equals, value = word.removeprefix("--engine.").partition("=")
+                            f"an option of --help, or {forms}", "mend or remove it")
+        key, equals, value = key.partition("=")
         if not equals:
             value = next(words, None)
             if value is None:
                 raise UserError("command line", f"{word} without a value", "a value", "add it")
-        table[key.replace("-", "_")] = value
+        found[table][key.replace("-", "_")] = value
+    return found
+
+
+def engine_config(table: dict[str, Any], base: PluginConfig | None = None) -> PluginConfig:
+    """Return the engine that a table describes.
+
+    Args:
+        table: Keys from the command line.
+        base: Engine whose settings stand where its kind is kept.
+
+    Raises:
+        UserError: There is no such engine, or it does not know a key.
+    """
     if base is not None and table.get("kind", base.kind) == base.kind:
         table = base.model_dump() | table
-    table.setdefault("kind", "embedded")
-    return validate(EngineChoice, {"engine": table}, "command line").engine
+    return validate(EngineChoice, {"engine": {"kind": "embedded"} | table}, "command line").engine
 
 
 def jobs_of_run(
@@ -154,7 +170,7 @@ def percent(figure: dict[str, Any]) -> str:
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Read the command line; what belongs to the engine is left over."""
+    """Read the command line; what belongs to a table (`--engine.kind`) is left over."""
     parser = argparse.ArgumentParser(
         "python -m eval.run", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -186,10 +202,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(arguments: list[str]) -> None:
     """Command line."""
     known, rest = parse(arguments)
-    given = {
+    tables = dotted(rest, ("engine", "sandbox", "checker"))
+    given: dict[str, Any] = {
         key: value for key in EvaluateConfig.model_fields
         if (value := getattr(known, key, None)) is not None
     }
+    given |= {name: tables[name] for name in ("sandbox", "checker") if tables[name]}
     for option, belongs in (("checkpoints", "config"), ("name", "model")):
         if getattr(known, option) and not getattr(known, belongs):
             raise UserError(f"--{option}", f"without --{belongs}", f"--{belongs}",
@@ -197,9 +215,9 @@ def main(arguments: list[str]) -> None:
     if known.config:
         run = load_run(known.config)
         base = run.evaluate or validate(EvaluateConfig, {}, "evaluate")
-        engine = engine_config(rest, run.engine)
+        engine = engine_config(tables["engine"], run.engine)
     else:
-        run, engine = None, engine_config(rest)
+        run, engine = None, engine_config(tables["engine"])
         base = validate(EvaluateConfig, {"max_tokens": 512}, "evaluate")
         if not known.suites:
             raise UserError("--suites", "none", "at least one suite", "add --suites gsm8k")

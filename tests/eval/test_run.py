@@ -11,7 +11,7 @@ import eval.evaluate
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json
 from eval.report import main as write_report
-from eval.run import engine_config, main
+from eval.run import dotted, engine_config, main
 from pipeline.engines import create_engine
 
 
@@ -151,12 +151,19 @@ def test_errors_say_what_to_do(checkpoint, gsm8k_file, tmp_path):
 
 
 def test_engine_options_are_checked_by_the_engine():
-    assert engine_config(["--engine.slots", "64"]).slots == 64  # type: ignore[attr-defined]
-    assert engine_config([]).kind == "embedded"
+    def engine(*words, base=None):
+        return engine_config(dotted(list(words), ("engine", "sandbox"))["engine"], base)
+
+    assert engine("--engine.slots", "64").slots == 64
+    assert engine().kind == "embedded"
+    base = engine("--engine.slots=7")
+    assert engine("--engine.refill-share", "0.5", base=base).slots == 7
     with pytest.raises(UserError, match="unknown key"):
-        engine_config(["--engine.slotz", "64"])
+        engine("--engine.slotz", "64")
     with pytest.raises(UserError, match="unknown kind 'embeded' did you mean 'embedded'"):
-        engine_config(["--engine.kind", "embeded"])
+        engine("--engine.kind", "embeded")
+    with pytest.raises(UserError, match=r"--engine\.kind without a value"):
+        engine("--engine.kind")
 
 
 def test_greedy_alone(checkpoint, gsm8k_file, tmp_path, capsys):

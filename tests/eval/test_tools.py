@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+import eval.evaluate
 from data_prep.errors import UserError
+from data_prep.jsonl import read_json
+from eval.run import main
 from eval.sandbox import SandboxConfig, Session
 from eval.tools import MARK, ToolEngine
 from eval.transcripts import OUTPUT, answer_text
 from pipeline.engines import Completion, Group, Prompt, Sampling
+from pipeline.model import load_tokenizer
 
 
 class Characters:
@@ -111,3 +117,39 @@ def test_a_given_up_interpreter_is_built_anew(sandbox, monkeypatch):
     group = generate(engine, sandbox, rounds=3, n=5)
     found = [OUTPUT.findall(completion.text)[1] for completion in group.completions]
     assert found == [f"{index + 100}\n" for index in range(5)]
+
+
+def test_an_evaluation_with_tools_grades_what_programs_print(
+    checkpoint, gsm8k_file, tmp_path, monkeypatch
+):
+    class Programmer:
+        """Writes a program for `What is a + a?`, and says its result in words."""
+
+        policy_version = 0
+
+        def generate(self, prompts, sampling):
+            groups = []
+            for prompt in prompts:
+                text = tokenizer.decode(prompt.token_ids)
+                number = re.search(r"What is (\d+) \+", text).group(1)
+                says = f"That is it, for {number} items." if "```output" in text else program(
+                    f"print({number} * 2)")
+                ids = tokenizer.encode(says, add_special_tokens=False)
+                groups.append(Group(prompt, [Completion(ids, [-1.0] * len(ids), says, "stop", 1)]))
+            return groups
+
+        def close(self):
+            pass
+
+    tokenizer = load_tokenizer(checkpoint)
+    monkeypatch.setattr(eval.evaluate, "create_engine", lambda config, model: Programmer())
+    main(["--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--n", "2",
+          "--tool-rounds", "2", "--sandbox.wall-s", "3", "--max-tokens", "400", "--workers", "1",
+          "--out", str(tmp_path)])
+    figures = read_json(tmp_path / "eval-sft/gsm8k/figures.json")["figures"]
+    assert figures["greedy"]["value"] == figures["maj@2"]["value"] == 1.0
+    plan = read_json(tmp_path / "eval-sft/gsm8k/generation.json")
+    assert plan["tool_rounds"] == 2 and plan["sandbox"]["wall_s"] == 3.0
+    with pytest.raises(UserError, match="unknown key did you mean 'wall_s'"):
+        main(["--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--tool-rounds", "1",
+              "--sandbox.wal-s", "3", "--out", str(tmp_path)])
