@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .checkers import Checker, load_checker
     from .grouping import group_answers
     from .judge import verify
-    from .pool import VerifierPool, verify_many
+    from .pool import VerifierPool, averify_many, verify_many
     from .verdict import Outcome, Verdict
 
 # Another project on PyPI is also named `verifiers`; code that must be sure to have
@@ -30,6 +30,7 @@ _HOMES = {
     "group_answers": "grouping",
     "verify": "judge",
     "VerifierPool": "pool",
+    "averify_many": "pool",
     "verify_many": "pool",
     "Outcome": "verdict",
     "Verdict": "verdict",
@@ -41,6 +42,7 @@ __all__ = [
     "Outcome",
     "Verdict",
     "VerifierPool",
+    "averify_many",
     "group_answers",
     "load_checker",
     "verify",

@@ -229,7 +229,9 @@ def _lists(a: Node, b: Node) -> str | None:
     if len(first) != len(second):
         # Said twice is said once.
         first, second = tuple(dict.fromkeys(first)), tuple(dict.fromkeys(second))
-    if len(first) != len(second) or len(first) == 1:
+    if len(first) == len(second) == 1:
+        return _same(first[0], second[0])
+    if len(first) != len(second):
         return _as_real_sets(a, b) or None
     if "group" in (a[0], b[0]):
         kinds = {(n[1], n[2]) for n in (a, b) if n[0] == "group"}

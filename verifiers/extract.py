@@ -43,6 +43,10 @@ _HEDGE = re.compile(
     r"\b(?:or|either|maybe|perhaps|possibly|might|could|not sure|alternatively)\b|或|可能|也许",
     re.IGNORECASE,
 )
+_NOT = re.compile(
+    r"(?:\bnot|n't|n’t|\bnever|\bneither|不是|不等于|并非)\s*(?:be\s+|equal\s+to\s+|equal\s+)?[\s$*\\(\[:=]*$",
+    re.IGNORECASE,
+)
 _MATH = re.compile(
     r"\$\$(.+?)\$\$|\\\[((?:(?!\\\[).)+?)\\\]|\\\(((?:(?!\\\().)+?)\\\)|(?<![\\$])\$(?!\$)((?:\\.|[^$\\])+?)\$"
     r"|\\begin\{(align|equation|gather)(\*?)\}(.+?)\\end\{\5\6\}",
@@ -300,6 +304,7 @@ def _tail(text: str, begin: int, choice: bool) -> Extraction:
 def _inside(text: str, start: int, end: int, choice: bool, source: str) -> list[Candidate]:
     """The last formula, bold stretch or number of a stretch, latest first."""
     found: list[Candidate] = []
+    low = start
     formulas = list(_MATH.finditer(text, start, end))
     if formulas:
         math = formulas[-1]
@@ -316,8 +321,14 @@ def _inside(text: str, start: int, end: int, choice: bool, source: str) -> list[
     # A number inside a formula is a fragment of it, never the answer.
     if number is not None and not _in_formula(text, number.start(), number.end(), start, end):
         found.append(Candidate(number.group(), *number.span(), source))
+    found = [c for c in found if not _denied(text, max(low, c.start - 40), c.start)]
     # Several candidates in one stretch: the one that ends last was said last.
     return sorted(found, key=lambda c: (c.end, c.end - c.start), reverse=True)
+
+
+def _denied(text: str, low: int, start: int) -> bool:
+    """Whether what stands directly before a value denies it: "it is not 7"."""
+    return _NOT.search(text[low:start]) is not None
 
 
 def _last_piece(text: str, start: int, end: int) -> tuple[int, int] | None:

@@ -56,6 +56,7 @@ _RUNS = re.compile(
     f"([{''.join(map(re.escape, _SUPERSCRIPTS))}]+)|([{''.join(_SUBSCRIPTS)}]+)"
     f"|([{''.join(_FRACTIONS)}])|(\\d?)(√|∛|∜)"
 )
+_STACKED = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
 _ROOTS = {"√": "\\sqrt ", "∛": "\\sqrt[3] ", "∜": "\\sqrt[4] "}
 _CIRCLED = re.compile("[①-⑳]")
 
@@ -75,12 +76,19 @@ def to_latex(text: str) -> str:
     """
     if text.isascii():
         return text
+    text = _STACKED.sub(_stacked, text)
     text = _RUNS.sub(_run, text)
     text = _CIRCLED.sub(lambda m: f"\\textcircled{{{ord(m.group()) - 0x245F}}}", text)
     text = text.translate(_TABLE)
     if text.isascii():
         return text
     return "".join(map(_plain, text))
+
+
+def _stacked(match: re.Match[str]) -> str:
+    top = "".join(_SUPERSCRIPTS[c] for c in match.group(1))
+    bottom = "".join(_SUBSCRIPTS[c] for c in match.group(2))
+    return f"\\frac{{{top}}}{{{bottom}}}"
 
 
 def _run(match: re.Match[str]) -> str:

@@ -75,6 +75,8 @@ class ExpressionParser(Operands):
             elif self.peek().kind == "fn" and self.peek().text in ("mod", "bmod"):
                 self.take()
                 left = ("fn", "mod", (left, self._factor()))
+            elif left[0] == "deg" and self.peek().kind == "id" and self.peek().text in "CF":
+                return left  # degrees Celsius or Fahrenheit
             elif self.starts_factor():
                 before = self.at
                 right = self.power()

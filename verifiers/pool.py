@@ -340,4 +340,27 @@ def verify_many(
         return pool.verify_many(rows)
 
 
-__all__ = ["VerifierPool", "WorkerFailedError", "verify_many"]
+async def averify_many(
+    rows: Iterable[Row],
+    *,
+    workers: int = 2,
+    policy: str = "boxed",
+    time_limit_s: float = 1.0,
+    memory_limit_mb: int = 512,
+) -> list[Verdict]:
+    """Judge rows without blocking the event loop; see `verify_many`."""
+    pool = VerifierPool(
+        "boxed",
+        {"policy": policy},
+        workers=workers,
+        time_limit_s=time_limit_s,
+        memory_limit_mb=memory_limit_mb,
+    )
+    try:
+        return await pool.averify_many(rows)
+    finally:
+        # Closing waits for the processes to end, which the loop should not.
+        await asyncio.to_thread(pool.close)
+
+
+__all__ = ["VerifierPool", "WorkerFailedError", "averify_many", "verify_many"]

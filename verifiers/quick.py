@@ -14,7 +14,7 @@ from typing import NamedTuple
 _WRAPPED = re.compile(r"^(?:\\\(|\\\[|\$\$?|\*\*)\s*(.*?)\s*(?:\\\)|\\\]|\$\$?|\*\*)$", re.DOTALL)
 _FACED = re.compile(r"^\\(?:text|mathrm|textbf|mathbf|boxed|textrm)\s*\{\s*([^{}]*?)\s*\}$")
 _NUMBER = re.compile(
-    r"([-+]?)\s*(?:(\d{1,3}(?:(?:,|\{,\}|,\\!\s?)\d{3})+|\d{1,4000})(\.\d{0,400})?|(\.\d{1,400}))"
+    r"([-+]?)\s*(?:([1-9]\d{0,2}(?:(?:,|\{,\}|,\\!\s?)\d{3})+|\d{1,4000})(\.\d{0,400})?|(\.\d{1,400}))"
 )
 _FRACTION = re.compile(
     r"([-+]?)\s*\\[dtc]?frac\s*(?:\{\s*(-?)\s*(\d{1,4000})\s*\}\s*\{\s*(\d{1,4000})\s*\}|(\d)(\d))"

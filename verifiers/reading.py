@@ -31,7 +31,9 @@ _SENTENCE = re.compile(
     r"\s*:?\s*\}?\s*(?=\S)",
     re.IGNORECASE,
 )
-_GROUPED = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
+_CAPTION = re.compile(r"^\\text\s*\{([^{}]*?)[:：]\s*\}\s*(?=\S)")
+_EUROPEAN = re.compile(r"(-?\d{1,3}(?:\.\d{3})+),(\d+)")
+_GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,]*\d)")
 _SPACED = re.compile(
     r"(?<![\d.,])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s?|, ?\\!\s?|'){1}\d{3})+)(?!\d)"
 )
@@ -126,6 +128,8 @@ def tidy_up(text: str) -> str:
     text = quick.tidy(text.replace("**", "^") if re.search(r"\w\*\*\w", text) else text.strip("*"))
     text = re.sub(r'"([^"]*)"', r"\1", text)
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text)
+    text = re.sub(r"\\text\s*\{\s*[.,;]?\s*\}", " ", text).strip()
+    text = text.removeprefix("=").lstrip() if not text.startswith("==") else text
     text = _TRAILING_DOTS.sub(r"\1", text)
     # Only the end is searched: blanks without number must not cost their square.
     text = text[:-_END] + _ABOUT.sub("", text[-_END:])
@@ -158,7 +162,10 @@ def _forms(clean: str) -> list[str]:
         if grouped != base:
             forms.append(grouped)
         forms.append(base)
-        decimal = _COMMA_DECIMAL.fullmatch(base)
+        european = _EUROPEAN.fullmatch(base)
+        if european is not None:
+            forms.append(f"{european.group(1).replace('.', '')}.{european.group(2)}")
+        decimal = _COMMA_DECIMAL.fullmatch(base) if grouped == base else None
         if decimal is not None:
             forms.append(f"{decimal.group(1)}.{decimal.group(2)}{decimal.group(3)}")
     else:
@@ -169,7 +176,7 @@ def _forms(clean: str) -> list[str]:
             unit.group(1).replace(",", "")
             + re.sub(r"([A-Za-z]+)", r"\\text{ \1}", unit.group(2)).replace("/", "\\text{ per }")
         )
-    label = _SENTENCE.match(base) or _LABEL.match(base)
+    label = _SENTENCE.match(base) or _LABEL.match(base) or _CAPTION.match(base)
     if label is not None and not _states(label.group(1)):
         forms.extend(_join_thousands(form[label.end() :]) for form in (base,))
     return forms
@@ -209,11 +216,11 @@ def _normal(clean: str) -> str:
 
 
 def _squeeze(clean: str) -> str:
+    text = re.sub(r"\\(?:q?quad|[,;: ])", " ", clean)
     text = re.sub(
-        r"\\(?:left|right|displaystyle|text|mathrm|mbox|textbf|mathbf|operatorname|big|Big|q?quad"
-        r"|[,;:! ])",
+        r"\\(?:left|right|displaystyle|text|mathrm|mbox|textbf|mathbf|operatorname|big|Big|!)",
         "",
-        clean,
+        text,
     )
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     # A blank between two digits or letters, and every brace, carries meaning.

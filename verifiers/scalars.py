@@ -63,10 +63,12 @@ def _half_measured(
 ) -> str | None:
     """Compare a quantity with a plain value: the unit may go unsaid."""
     unit = unit_a if unit_a is not None else unit_b
-    plain = _values(value_a, value_b)
+    # Minutes of arc are never left unsaid: 7' is not 7.
+    arc = unit is not None and unit.dimensions == (("deg", 1),) and unit.factor != 1
+    plain = None if arc else _values(value_a, value_b)
     if plain:
         return "rounded" if plain == "rounded" else "unit_unsaid"
-    if unit is None:
+    if unit is None or arc:
         return None
     if unit.percent:
         part = Fraction(1, 100)

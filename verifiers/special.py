@@ -19,6 +19,7 @@ _CLOCK = re.compile(
 _BASED = re.compile(
     r"(?:\\text\{|\\mathrm\{|\()?(?=\w*[0-9])([0-9A-Z]*[A-Z][0-9A-Z]*)(?:\}|\))?_\{?(1[1-9]|2\d|3[0-6])\}?"
 )
+_OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s*:?\s*\(?([A-J])\)?")
 _CHOICE = re.compile(
     r"\(([A-J])\)\s*\S.*|([A-J])\s*[.:)、](?:\s+\S|[^\x00-\x7f]).*|([A-J])(?:不|，|,\s*(?:not|it|because|since))\s*.*|([A-J])\s+[A-Z][a-z]{2,}.*",
     re.DOTALL,
@@ -148,6 +149,9 @@ def _spelled(text: str) -> Node | None:
 
 
 def _choice(text: str) -> Node | None:
+    named = _OPTION.fullmatch(text)
+    if named is not None:
+        return ("choice", named.group(1), "")
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None

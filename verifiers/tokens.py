@@ -46,6 +46,7 @@ _TOKEN = re.compile(
 _SKIP = word_set(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm displaystyle "
     "textstyle limits nolimits mathstrut strut hline left. middle scriptstyle nonumber notag "
+    "tiny small normalsize large Large LARGE huge Huge "
     "quad qquad mathopen mathclose mathord"
 )
 _TEXTUAL = word_set(
@@ -191,6 +192,8 @@ def _command(
         return at
     if name in ("phantom", "hphantom", "vphantom"):
         return _closing(text, at, end) + 1 if text[at : at + 1] == "{" else at
+    if name in ("color", "textcolor", "colorbox") and text[at : at + 1] == "{":
+        return _closing(text, at, end) + 1  # the colour; what it colours follows
     if name in _TEXTUAL:
         return _wrapped(name, text, at, end, out, glued, depth)
     if name in ("and", "or", "not"):

@@ -80,15 +80,14 @@ def _split_conditions(items: list[Node]) -> tuple[list[Node], list[Node]]:
     """Take memberships of symbols that other items use, such as k in Z."""
     kept, conditions = [], []
     for index, item in enumerate(items):
-        used = symbols(tuple(items[:index] + items[index + 1 :]))
-        if (
+        declares = (
             index > 0
             and item[0] == "rel"
             and item[1][1] == "in"
             and item[1][0][0] == "sym"
             and item[1][2][0] == "std"
-            and item[1][0][1] in used
-        ):
+        )
+        if declares and item[1][0][1] in symbols(tuple(items[:index] + items[index + 1 :])):
             conditions.append(item)
         else:
             kept.append(item)

@@ -47,3 +47,15 @@ def test_acceptance_is_symmetric_but_for_rounding(gold: str, answer: str) -> Non
 def test_refusal_is_symmetric(gold: str, answer: str) -> None:
     back = verify(answer, f"\\boxed{{{gold}}}")
     assert not back.is_correct or back.rule == "rounded", back
+
+
+@pytest.mark.parametrize(("gold", "text"), _rows("responses_right.txt"))
+def test_a_right_completion_is_accepted(gold: str, text: str) -> None:
+    verdict = verify(gold, text.replace("⏎", "\n"))
+    assert verdict.is_correct, verdict
+
+
+@pytest.mark.parametrize(("gold", "text"), _rows("responses_wrong.txt"))
+def test_a_wrong_completion_is_refused(gold: str, text: str) -> None:
+    verdict = verify(gold, text.replace("⏎", "\n"))
+    assert not verdict.is_correct, verdict

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verifiers import Outcome, VerifierPool, verify_many
+from verifiers import Outcome, VerifierPool, averify_many, verify_many
 
 SLOW = """
 import time
@@ -137,6 +137,11 @@ def test_the_event_loop_keeps_running(odd: str) -> None:
     ticks, verdicts = asyncio.run(both())
     assert ticks >= 20
     assert [v.outcome for v in verdicts] == [Outcome.TIMEOUT, Outcome.CORRECT]
+
+
+def test_the_asyncio_form_of_verify_many() -> None:
+    verdicts = asyncio.run(averify_many([("1", "\\boxed{1}"), ("1", "\\boxed{2}")], workers=1))
+    assert [v.is_correct for v in verdicts] == [True, False]
 
 
 def test_a_stream_is_taken_only_a_little_ahead() -> None:
