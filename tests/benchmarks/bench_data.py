@@ -203,8 +203,9 @@ def conversations(folder: Path, rows: int) -> list[list[dict[str, str]]]:
 
 
 def measure_ours(folder: Path, rows: int, tokenizer: str) -> dict:
-    """Format, tokenise, mask, drop what is too long, and pack, as TRL's preparation does."""
+    """Format, tokenise, mask, drop what is too long, pack and write, as TRL's preparation does."""
     import numpy as np
+    import pyarrow as pa
 
     from data_prep.formatting import load_formatter
     from data_prep.packing import efficiency, training_sequences
@@ -223,6 +224,12 @@ def measure_ours(folder: Path, rows: int, tokenizer: str) -> dict:
     sequences = training_sequences(lengths, 4096, "best_fit", 0)
     packed = [np.concatenate([ids[row] for row in sequence]) for sequence in sequences]
     packed_masks = [np.concatenate([masks[row] for row in sequence]) for sequence in sequences]
+    # TRL's `map` writes its result to disk as well.
+    table = pa.table({"input_ids": pa.array(packed), "mask": pa.array(packed_masks)})
+    with pa.OSFile(str(folder / "packed.arrow"), "wb") as file, pa.ipc.new_file(
+        file, table.schema
+    ) as writer:
+        writer.write_table(table)
     seconds = time.perf_counter() - started
     return {
         "rows": len(ids), "tokens": int(lengths.sum()), "seconds": round(seconds, 3),
