@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .extract import extract
-from .judge import choice_wanted, verify
+from .judge import choice_wanted, read_gold, verify
 from .reading import read
 
 _SHOWN = 300
@@ -23,7 +23,7 @@ def explain(gold: str, text: str, policy: str = "boxed") -> Iterator[str]:
         Lines for a person.
     """
     yield f"gold         {_short(gold)}"
-    wanted = read(gold)
+    wanted = read_gold(gold)
     yield from _reading("gold", wanted.nodes, wanted.normal, wanted.problem)
     found = extract(text, policy, choice=choice_wanted(gold))
     yield f"policy       {policy}"

@@ -83,7 +83,7 @@ def verify_slow(gold: str, text: str, *, policy: str = "boxed") -> Verdict:
     started = time.perf_counter()
     known = _gold(gold)
     found = extract(text, policy, choice=known[2])
-    wanted = _read_gold(gold)
+    wanted = read_gold(gold)
     answer, reading = _first_readable(found.candidates)
     shown = (answer, wanted.normal, reading.normal)
     if wanted.squeezed and reading.squeezed == wanted.squeezed:
@@ -154,8 +154,9 @@ def _undecided(
     return _verdict(started, Outcome.ERROR, f"undecided_{why}", *shown, detail=detail)
 
 
-@lru_cache(maxsize=16384)
-def _read_gold(gold: str) -> Reading:
+@lru_cache(maxsize=4096)
+def read_gold(gold: str) -> Reading:
+    """Read a gold, once: the same golds come again and again."""
     return read(_inside(gold))
 
 
@@ -174,7 +175,7 @@ def _inside(gold: str) -> str:
     return gold[mark + 4 :] if mark >= 0 else gold
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _gold(gold: str) -> tuple[str, quick.Quick | None, bool]:
     """The gold without its wrapping, its simple value, whether it is a letter."""
     inner = _inside(gold)

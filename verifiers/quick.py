@@ -84,7 +84,6 @@ def _one_formula(inner: str, text: str) -> bool:
     )
 
 
-@lru_cache(maxsize=65536)
 def read(text: str) -> Quick | None:
     """Read a tidied answer.
 
@@ -94,7 +93,13 @@ def read(text: str) -> Quick | None:
     Returns:
         The value, or None when the answer is not of a simple form.
     """
-    if not text or len(text) > _SHORT:
+    if len(text) <= _CACHED:
+        return _read_cached(text)
+    return None if len(text) > _SHORT else _read(text)
+
+
+def _read(text: str) -> Quick | None:
+    if not text:
         return None
     match = _NUMBER.fullmatch(text)
     if match is not None:
@@ -124,6 +129,11 @@ def read(text: str) -> Quick | None:
         return Quick("letter", match.group(1))
     word = _WORDS.get(text.lower())
     return None if word is None else Quick("word", word)
+
+
+# Only short texts are kept, so that the cache has a bound in bytes too.
+_CACHED = 200
+_read_cached = lru_cache(maxsize=32768)(_read)
 
 
 def _over(top: str, bottom: str) -> Fraction | None:

@@ -72,7 +72,6 @@ class Reading(NamedTuple):
     problem: str
 
 
-@lru_cache(maxsize=16384)
 def read(text: str) -> Reading:
     """Read an answer.
 
@@ -84,6 +83,11 @@ def read(text: str) -> Reading:
     """
     if len(text) > _MAX_CHARS:
         return Reading((), text[:200], text, "too long")
+    # Only short texts are kept, so that the cache has a bound in bytes too.
+    return _read_cached(text) if len(text) <= _CACHED else _read(text)
+
+
+def _read(text: str) -> Reading:
     clean = tidy_up(text)
     if not clean:
         return Reading((), "", "", "empty")
@@ -112,6 +116,10 @@ def read(text: str) -> Reading:
         if prose is not None:
             nodes.append(prose)
     return Reading(tuple(nodes), normal, _squeeze(clean), "" if nodes else problem)
+
+
+_CACHED = 400
+_read_cached = lru_cache(maxsize=16384)(_read)
 
 
 def tidy_up(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -191,7 +192,9 @@ def _within(node: Node, rounded: Decimal) -> bool:
     if value is not None:
         return abs(value - rounded.value) <= half
     near = approximate(node)
-    return near is not None and abs(near - float(rounded.value)) <= float(half) * (1 + 1e-9)
+    if near is None or near in (math.inf, -math.inf):
+        return False
+    return abs(Fraction(near) - rounded.value) <= half * Fraction(1_000_000_001, 1_000_000_000)
 
 
 def _ends(value: Fraction) -> bool:

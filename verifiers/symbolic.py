@@ -2,13 +2,12 @@
 
 Only expressions that the sampling of `equality` cannot evaluate come here:
 integrals, limits, derivatives of bounds, infinite sums. sympy can take forever
-on them, so it runs in a worker process only (`VERIFIERS_IN_WORKER`); elsewhere
-`proves` asks for isolation by raising.
+on them, so it runs in a worker process only (`killable`); elsewhere `proves`
+asks for isolation by raising.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from .equality import UndecidedError, approximate, symbols
@@ -16,6 +15,10 @@ from .nodes import Node
 from .words import word_set
 
 NEEDS_ISOLATION = "needs_isolation"
+
+# Set by `worker.py`: whether this process is one that is killed when it takes too long.
+killable = False
+
 _MAX_NODES = 400
 _NAMES = {
     "ln": "log", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot",
@@ -45,7 +48,7 @@ def proves(a: Node, b: Node, reason: UndecidedError) -> bool:
         raise reason
     if _size(a) + _size(b) > _MAX_NODES:
         raise UndecidedError("too_large")
-    if os.environ.get("VERIFIERS_IN_WORKER") != "1":
+    if not killable:
         raise UndecidedError(NEEDS_ISOLATION)
     import sympy
 

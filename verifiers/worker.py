@@ -24,6 +24,7 @@ import sys
 import time
 from typing import Any
 
+from . import symbolic
 from .checkers import Checker, load_checker
 from .verdict import Outcome, Verdict
 
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def _start(settings: dict[str, Any]) -> Checker:
-    os.environ["VERIFIERS_IN_WORKER"] = "1"
+    symbolic.killable = True
     _limit_memory(int(settings["memory_limit_mb"]))
     checker = load_checker(settings["kind"], settings["options"])
     if settings["warm"]:

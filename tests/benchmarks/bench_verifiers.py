@@ -74,7 +74,7 @@ def ours(data: list[Row], *, distinct: bool) -> list[float]:
     """Time our judge; `distinct` forgets every gold before it is judged."""
     from verifiers import judge, quick, reading, verify
 
-    caches = (judge._gold, judge._read_gold, reading.read, quick.read)
+    caches = (judge._gold, judge.read_gold, reading._read_cached, quick._read_cached)
 
     def one(row: Row) -> object:
         return verify(row[0], row[1], policy=row[2])
