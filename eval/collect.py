@@ -12,6 +12,7 @@ from data_prep.jsonl import read_json, read_rows, write_json
 from data_prep.run_folder import input_hash
 from data_prep.schema import Problem, read_problems
 from eval.contamination import contamination
+from eval.figures import SCHEMA
 from eval.grading import Graded, read_graded
 from eval.styles import decompose
 
@@ -78,7 +79,7 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
     order = {name: position for position, name in enumerate(trained)}
     checkpoints = sorted(folders, key=lambda name: (order.get(name, len(order)), name))
     figures = {
-        name: {path.parent.name: read_json(path) for path in folders[name].glob("*/figures.json")}
+        name: {path.parent.name: _figures(path) for path in folders[name].glob("*/figures.json")}
         for name in checkpoints
     }
     suites = sorted({s for found in figures.values() for s in found},
@@ -100,6 +101,20 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
     statistics = run / "data" / "statistics.json"
     results.statistics = read_json(statistics) if statistics.is_file() else {}
     return results
+
+
+def _figures(path: Path) -> Figures:
+    """Return the content of a `figures.json`.
+
+    Raises:
+        UserError: It is of another version of this program.
+    """
+    content = read_json(path)
+    if content.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}, key 'schema'", f"{content.get('schema')!r}", f"{SCHEMA}",
+            "run `python -m eval.run` again: it takes the samples over and counts anew")
+    return content
 
 
 def _sampling_seed(folder: Path) -> int | None:

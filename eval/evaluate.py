@@ -29,7 +29,7 @@ from data_prep.config import PluginConfig, fingerprint, validate
 from data_prep.jsonl import read_json, write_json, write_rows
 from data_prep.run_folder import Stage, input_hash
 from data_prep.schema import Problem
-from eval.figures import suite_figures
+from eval.figures import SCHEMA, suite_figures
 from eval.grading import Graded, grade, read_graded, write_graded
 from eval.models import check_model
 from eval.profile import EvaluationProfile, load_evaluation_profile
@@ -139,6 +139,7 @@ def evaluate(job: Job) -> Path:
         for name, rows in problems.items()
     }
     settings = {
+        "figures": SCHEMA,
         "generation": generation,
         "problems": {name: fingerprint([p.to_row() | {"where": ""} for p in rows])
                      for name, rows in problems.items()},

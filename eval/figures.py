@@ -20,6 +20,8 @@ from eval.metrics import average, majority_at_k, majority_first, pass_at_k
 from eval.statistics import Interval, bootstrap_means, widen_constant
 from eval.styles import style_figures
 
+# Of `figures.json`. A higher one is computed anew from the samples that are there.
+SCHEMA = 2
 DEFINITIONS = {
     "greedy": "share of questions that the greedy sample answers correctly",
     "avg@n": "share of correct samples, averaged over questions",
@@ -186,6 +188,7 @@ def suite_figures(
     found = intervals(values, resamples=resamples, seed=seed)
     styles = style_figures(sampled, resamples=resamples, seed=seed)
     return {
+        "schema": SCHEMA,
         "questions": len(problems),
         "n": len(sampled[0]),
         "k": list(ks),

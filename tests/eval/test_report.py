@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+import shutil
 
 import pytest
 
@@ -87,3 +88,12 @@ def test_the_same_run_gives_the_same_page(report, simulated_run):
 def test_a_run_without_evaluations_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no complete evaluation"):
         main(["--run", str(tmp_path)])
+
+
+def test_figures_of_another_version_are_named(simulated_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(simulated_run, copy)
+    path = copy / "eval-sft/embedded/figures.json"
+    path.write_text(path.read_text().replace('"schema": ', '"schema": 9'))
+    with pytest.raises(UserError, match=r"figures\.json, key 'schema'"):
+        main(["--run", str(copy)])
