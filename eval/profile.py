@@ -15,6 +15,7 @@ from pydantic import Field
 from data_prep.config import Config, read_toml, validate
 from data_prep.errors import UserError, nearest
 from data_prep.jsonl import column, read_rows
+from data_prep.plugins import load_plugin, plugin_names
 from data_prep.schema import Problem
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -36,7 +37,8 @@ class EvaluationProfile(Config):
         stop: Strings that end a completion.
         shots: Exemplars before the question.
         exemplars: JSON lines with `question`, `solution` and, where there are several,
-            `language`; relative to the profile's file.
+            `language`, relative to the profile's file; or the training split of a source, such
+            as "gsm8k:train.jsonl", relative to where the command runs.
         checker: `kind` of a checker and its options.
     """
 
@@ -112,13 +114,17 @@ def load_shots(
     """
     if not profile.shots:
         return []
-    file = path.parent / profile.exemplars
-    found = [
-        (column(row, "question", str, f"{file}, line {line}"),
-         column(row, "solution", str, f"{file}, line {line}"))
-        for line, row in read_rows(file)
-        if row.get("language", language) == language and bool(row.get("tools")) == tools
-    ]
+    source, colon, name = profile.exemplars.partition(":")
+    if colon and source in plugin_names("data_prep.sources"):
+        file, found = Path(name), [] if tools else _training_split(source, name)
+    else:
+        file = path.parent / profile.exemplars
+        found = [
+            (column(row, "question", str, f"{file}, line {line}"),
+             column(row, "solution", str, f"{file}, line {line}"))
+            for line, row in read_rows(file)
+            if row.get("language", language) == language and bool(row.get("tools")) == tools
+        ]
     if len(found) < profile.shots:
         raise UserError(
             str(file), f"{len(found)} exemplars in language {language!r}"
@@ -134,3 +140,11 @@ def load_shots(
         turns += [{"role": "user", "content": around.replace("{question}", question)},
                   {"role": "assistant", "content": solution}]
     return turns
+
+
+def _training_split(source: str, path: str) -> list[tuple[str, str]]:
+    """Return (question, solution) of the problems in a source's training file."""
+    module = load_plugin("data_prep.sources", source)
+    config = validate(module.Config, {"kind": source, "train": path}, "profile, key 'exemplars'")
+    return [(problem.question, problem.solutions["reference"])
+            for problem in module.read(config, 0) if "reference" in problem.solutions]

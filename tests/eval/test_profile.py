@@ -47,6 +47,15 @@ def test_exemplars_of_the_suite_itself_are_refused(tmp_path):
         load_shots(profile, path, "fr", False, [])
 
 
+def test_exemplars_from_a_training_split(gsm8k_file):
+    profile, path = load_evaluation_profile("few_shot")
+    drawn = profile.model_copy(update={"exemplars": f"gsm8k:{gsm8k_file}", "shots": 2})
+    shots = load_shots(drawn, path, "en", False, [])
+    assert [turn["role"] for turn in shots] == ["user", "assistant"] * 2
+    assert shots[2]["content"] == "What is 1 + 1?"
+    assert shots[3]["content"].endswith("\\boxed{2}")
+
+
 def test_a_profile_of_ones_own_and_its_errors(tmp_path, checkpoint, gsm8k_file, capsys):
     own = tmp_path / "mine.toml"
     own.write_text('description = "x"\nchecker = { kind = "boxed" }\n[question]\n'
