@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def evaluate(job: Job) -> Path:
     weights = job.identity or input_hash(job.model)
     problems = {suite.name: suite.load(job.config.limit) for suite in job.suites}
     profile, _ = load_evaluation_profile(job.config.profile)
-    checker = job.config.checker or profile.checker
+    checkers = {
+        suite.name: job.config.checker or profile.checkers.get(suite.language, profile.checker)
+        for suite in job.suites
+    }
     prompts = prompts_of(job, problems)
     generation = {
         name: {
@@ -143,7 +147,7 @@ def evaluate(job: Job) -> Path:
         "generation": generation,
         "problems": {name: fingerprint([p.to_row() | {"where": ""} for p in rows])
                      for name, rows in problems.items()},
-        "checker": checker,
+        "checkers": checkers,
         "time_limit_s": job.config.time_limit_s,
         "k": list(job.config.k),
         "bootstrap": job.config.bootstrap,
@@ -160,17 +164,22 @@ def evaluate(job: Job) -> Path:
     work = stage.begin()
     engine = _LazyEngine(job)
     samples = 0
-    try:
-        with open_pool(checker, job.config.workers, job.config.time_limit_s) as pool:
-            for name, rows in problems.items():
-                print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
-                folder = work / name
-                for old in (stale, stage.final):
-                    _adopt(old / name, folder, generation[name])
-                write_json(folder / "generation.json", generation[name])
-                samples += _suite(job, name, rows, prompts[name], profile, engine, pool, folder)
-    finally:
-        engine.close()
+    with ExitStack() as cleanup:
+        cleanup.callback(engine.close)
+        pools: dict[str, VerifierPool] = {}
+        for name, rows in problems.items():
+            print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
+            folder = work / name
+            for old in (stale, stage.final):
+                _adopt(old / name, folder, generation[name])
+            write_json(folder / "generation.json", generation[name])
+            key = fingerprint(checkers[name])
+            if key not in pools:
+                opened = open_pool(checkers[name], job.config.workers, job.config.time_limit_s)
+                pools[key] = cleanup.enter_context(opened)
+            samples += _suite(
+                job, name, rows, prompts[name], profile, engine, pools[key], folder
+            )
     shutil.rmtree(stale, ignore_errors=True)
     return stage.complete(suites=list(problems), samples=samples)
 

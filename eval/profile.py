@@ -39,7 +39,8 @@ class EvaluationProfile(Config):
         exemplars: JSON lines with `question`, `solution` and, where there are several,
             `language`, relative to the profile's file; or the training split of a source, such
             as "gsm8k:train.jsonl", relative to where the command runs.
-        checker: `kind` of a checker and its options.
+        checker: `kind` of a checker and its options: extraction and grading as published.
+        checkers: The same for a language that is graded in its own way.
     """
 
     description: str
@@ -53,6 +54,7 @@ class EvaluationProfile(Config):
     shots: int = Field(0, ge=0)
     exemplars: str = ""
     checker: dict[str, Any]
+    checkers: dict[str, dict[str, Any]]
 
     def messages(
         self, problem: Problem, language: str, shots: list[Message], tools: bool

@@ -122,13 +122,15 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("file", type=Path, help="recorded run")
     parser.add_argument("--format", required=True, choices=("tora", "qwen", "gsm8k_solutions"))
+    parser.add_argument("--policy", default="boxed", help="how answers are found in the text")
     parser.add_argument("--workers", type=int, default=2, help="judging processes")
     parser.add_argument("--time-limit-s", type=float, default=2.0, help="of one verdict")
     parser.add_argument("--output", type=Path, help="write the disagreements, JSON lines")
     parser.add_argument("--rows", type=Path, help="write rows for eval.score")
     known = parser.parse_args(arguments)
     samples = list(read_recorded(known.file, known.format))
-    with open_pool({"kind": "boxed"}, known.workers, known.time_limit_s) as pool:
+    checker = {"kind": "boxed", "policy": known.policy}
+    with open_pool(checker, known.workers, known.time_limit_s) as pool:
         verdicts = grade_recorded(samples, pool)
     for run in dict.fromkeys(sample.run for sample in samples):
         rows = [(s, v) for s, v in zip(samples, verdicts, strict=True) if s.run == run]

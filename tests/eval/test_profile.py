@@ -10,6 +10,7 @@ from eval.profile import FOLDER, load_evaluation_profile, load_shots
 from eval.prompting import preflight
 from eval.run import main
 from pipeline.engines import Prompt
+from verifiers import load_checker
 
 PROBLEM = Problem("1", "1+1是多少？", "2", "own", "test", solutions={"reference": "It is\n\n2."})
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -37,6 +38,16 @@ def test_deepseek_math_speaks_the_suite_s_language():
     assert "integrate natural language reasoning with programs" in tools
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_profile_s_checkers_exist(name):
+    profile, _ = load_evaluation_profile(name)
+    for checker in (profile.checker, *profile.checkers.values()):
+        options = {key: value for key, value in checker.items() if key != "kind"}
+        checked = load_checker(checker["kind"], options)
+        assert checked.check("4", "The answer is $\\boxed{4}$.").is_correct
+    assert len(load_evaluation_profile("deepseek_math")[0].checkers) == 1
+
+
 def test_exemplars_of_the_suite_itself_are_refused(tmp_path):
     profile, path = load_evaluation_profile("few_shot")
     shots = load_shots(profile, path, "en", False, [])
@@ -58,7 +69,7 @@ def test_exemplars_from_a_training_split(gsm8k_file):
 
 def test_a_profile_of_ones_own_and_its_errors(tmp_path, checkpoint, gsm8k_file, capsys):
     own = tmp_path / "mine.toml"
-    own.write_text('description = "x"\nchecker = { kind = "boxed" }\n[question]\n'
+    own.write_text('description = "x"\nchecker = { kind = "boxed" }\n[checkers]\n[question]\n'
                    'en = "Q {question}"\n[tool_question]\nen = "{question}"\n')
     main(["--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--profile", str(own),
           "--dry-run"])
