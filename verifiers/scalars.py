@@ -88,9 +88,9 @@ def _measured(node: Node) -> tuple[Node, units.Unit | None]:
         value, unit = _measured(node[1])
         return ("neg", value), unit
     if node[0] == "pct":
-        return node[1], units.resolve(("percent",))
+        return node[1], units.resolve("percent")
     if node[0] == "deg":
-        return node[1], units.resolve(("degree",))
+        return node[1], units.resolve("degree")
     if node[0] != "qty":
         return node, None
     unit = units.resolve(node[2])

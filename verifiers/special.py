@@ -84,7 +84,7 @@ def words(text: str) -> Node | None:
         return None
     found = re.findall(r"[a-z一-鿿'’\-]+", bare.lower())
     kept = tuple(w for w in found if w not in ("the", "a", "an"))
-    return ("text", kept) if kept else None
+    return ("text", " ".join(kept)) if kept else None
 
 
 def _named(name: str) -> Node:

@@ -186,7 +186,7 @@ class Parser(ExpressionParser):
         inner = node[1] if node[0] == "neg" else node
         if inner[0] == "deg" and self.peek().kind == "id" and self.peek().text in ("C", "F"):
             degrees = ("neg", inner[1]) if node[0] == "neg" else inner[1]
-            return ("qty", degrees, (self.take().text,))
+            return ("qty", degrees, self.take().text)
         while True:
             token = self.peek()
             if token.kind == "word":
@@ -221,7 +221,7 @@ class Parser(ExpressionParser):
             return node
         if len(words) > 8 or any(w.lower() in STATEMENT_WORDS for w in words):
             raise ParseError(f"words that are no unit: {' '.join(words)[:60]}")
-        return ("qty", node, tuple(words))
+        return ("qty", node, " ".join(words))
 
     def _unit_letter(self, words: list[str]) -> bool:
         return self.peek().text in UNITS and words[-1] in ("per", "·", "USD")

@@ -44,11 +44,12 @@ class Unit(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def resolve(words: tuple[str, ...]) -> Unit:
+def resolve(words: str) -> Unit:
     """Read the words after a value.
 
     Args:
-        words: Words, `^2` exponents, `per` and `·`, as the parser collected them.
+        words: Words, `^2` exponents, `per` and `·`, as the parser collected them, with
+            one blank between.
 
     Returns:
         The unit.
@@ -59,7 +60,7 @@ def resolve(words: tuple[str, ...]) -> Unit:
     sign, ahead = 1, 1
     last: tuple[Fraction, dict[str, int], int] | None = None
     percent = False
-    for word in _split(words):
+    for word in _split(words.split(" ")):
         lower = word.lower()
         if lower == "per" or lower == "每":
             sign = -1
@@ -97,7 +98,7 @@ def resolve(words: tuple[str, ...]) -> Unit:
     return Unit(scale, factor if kept else Fraction(1), kept, " ".join(nouns), percent)
 
 
-def _split(words: tuple[str, ...]) -> list[str]:
+def _split(words: list[str]) -> list[str]:
     out: list[str] = []
     for word in words:
         if word.isascii():
