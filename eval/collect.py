@@ -17,6 +17,7 @@ from eval.grading import Graded, read_graded
 from eval.styles import decompose
 
 Figures = dict[str, Any]
+USUAL_ORDER = ("base", "sft", "rft", "dpo", "ppo", "grpo")
 
 
 @dataclass(slots=True)
@@ -76,7 +77,8 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
     config_file = config_file or run / "config.toml"
     table = read_toml(config_file) if config_file.is_file() else {}
     trained = [stage["name"] for stage in table.get("train", [])]
-    order = {name: position for position, name in enumerate(trained)}
+    # Without a configuration, methods come in the order in which they are usually run.
+    order = {name: position for position, name in enumerate(trained or USUAL_ORDER)}
     checkpoints = sorted(folders, key=lambda name: (order.get(name, len(order)), name))
     figures = {
         name: {path.parent.name: _figures(path) for path in folders[name].glob("*/figures.json")}

@@ -97,3 +97,14 @@ def test_figures_of_another_version_are_named(simulated_run, tmp_path):
     path.write_text(path.read_text().replace('"schema": ', '"schema": 9'))
     with pytest.raises(UserError, match=r"figures\.json, key 'schema'"):
         main(["--run", str(copy)])
+
+
+def test_without_a_configuration_supervised_training_comes_first(simulated_run, tmp_path):
+    copy = tmp_path / "results"
+    for name in ("grpo", "sft"):
+        shutil.copytree(simulated_run / f"eval-{name}", copy / f"eval-{name}")
+    main(["--run", str(copy)])
+    data = read_json(copy / "report/report.json")
+    assert data["checkpoints"] == ["sft", "grpo"]
+    assert data["seed"] == 7  # from the evaluations themselves
+    assert data["reading"].startswith("On 240 questions of the suite “embedded”, GRPO answers")
