@@ -9,6 +9,7 @@ a verdict that says so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import queue
@@ -92,6 +93,8 @@ class VerifierPool:
         self._tasks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._processes: dict[int, Process] = {}
+        self._spares: list[Process] = []
+        self._spare_thread: threading.Thread | None = None
 
     def __enter__(self) -> VerifierPool:
         """Return the pool itself."""
@@ -120,12 +123,16 @@ class VerifierPool:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
+        if self._spare_thread is not None:
+            self._spare_thread.join()
+        for spare in self._spares:
+            spare.kill()
 
     def terminate(self) -> None:
         """End every worker at once; rows in flight are lost. For the end of the program."""
         self._closed = True
         if os.getpid() == self._pid:
-            for process in list(self._processes.values()):
+            for process in [*self._processes.values(), *self._spares]:
                 process.kill()
 
     def verify_within(self, gold: str, text: str, seconds: float) -> Verdict | None:
@@ -222,7 +229,7 @@ class VerifierPool:
 
     def _forget_parent(self) -> None:
         """After a fork the threads are gone and the processes belong to the parent."""
-        for process in self._processes.values():
+        for process in [*self._processes.values(), *self._spares]:
             process.abandon()
         self._reset()
 
@@ -239,14 +246,40 @@ class VerifierPool:
         if process is not None:
             process.kill()
 
+    def _next_process(self) -> Process:
+        """Take the spare that a slow row has prepared, or start a process."""
+        thread = self._spare_thread
+        if thread is not None:
+            thread.join()
+        with self._lock:
+            while self._spares:
+                spare = self._spares.pop()
+                if spare.alive:
+                    return spare
+        return Process(self._settings)
+
+    def _prepare_spare(self) -> None:
+        """Start a successor in the background, at most one at a time."""
+        with self._lock:
+            running = self._spare_thread is not None and self._spare_thread.is_alive()
+            if self._spares or running or self._closed:
+                return
+            self._spare_thread = threading.Thread(target=self._start_spare, daemon=True)
+            self._spare_thread.start()
+
+    def _start_spare(self) -> None:
+        # A process that does not start is reported when it is needed, not here.
+        with contextlib.suppress(WorkerFailedError, OSError):
+            self._spares.append(Process(self._settings))
+
     def _advance(self, index: int, chunk: _Chunk) -> None:
         """Ask for the rest of a chunk; on a lost worker, answer for the row it was at."""
         process = self._processes.get(index)
         if process is None or not process.alive:
-            process = self._processes[index] = Process(self._settings)
+            process = self._processes[index] = self._next_process()
         first = len(chunk.verdicts)
         answered: list[Verdict] = []
-        stopped = process.ask(chunk.rows[first:], answered)
+        stopped = process.ask(chunk.rows[first:], answered, self._prepare_spare)
         chunk.verdicts.extend(answered)
         if stopped is not None:
             del self._processes[index]

@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from .worker import unpack
 
 _START_S = 60.0
 _POLL_S = 0.05
+_SLOW = 0.15
 _CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); import importlib; "
     "importlib.import_module(sys.argv[2] + '.worker').main()"
@@ -83,12 +85,16 @@ class Process:
                 f"memory_limit_mb is {settings.memory_limit_mb}, raise it if the checker needs more"
             )
 
-    def ask(self, rows: list[tuple[str, str]], answered: list[Any]) -> Stopped | None:
+    def ask(
+        self, rows: list[tuple[str, str]], answered: list[Any], on_slow: Callable[[], None]
+    ) -> Stopped | None:
         """Judge rows.
 
         Args:
             rows: `(gold, text)` pairs.
             answered: Verdicts are appended here, in order, as they come.
+            on_slow: Called when a row has taken a good part of its limit, so that a
+                successor is ready by the time this process is killed.
 
         Returns:
             None when every row asked has its verdict, or the worker ended itself after
@@ -101,7 +107,8 @@ class Process:
         try:
             self._write(rows)
             while len(answered) < len(rows):
-                reply = self._read(time.monotonic() + allowed)
+                now = time.monotonic()
+                reply = self._read(now + allowed, now + _SLOW * limit, on_slow)
                 if isinstance(reply, Stopped):
                     self.kill()
                     return reply
@@ -146,7 +153,12 @@ class Process:
             written = stdin.write(data)
             data = data[written or 0 :]
 
-    def _read(self, deadline: float) -> Any:
+    def _read(
+        self,
+        deadline: float,
+        slow_at: float = float("inf"),
+        on_slow: Callable[[], None] | None = None,
+    ) -> Any:
         stdout = self._child.stdout
         if stdout is None:
             raise BrokenPipeError("the worker has no output")
@@ -162,6 +174,9 @@ class Process:
             if left <= 0:
                 return Stopped("timeout", f"no verdict within {self._settings.time_limit_s} s")
             if not poll.poll(min(left, _POLL_S) * 1000):
+                if on_slow is not None and time.monotonic() > slow_at:
+                    on_slow()
+                    on_slow = None
                 if self._too_large():
                     return Stopped("memory_limit", f"over {self._settings.memory_limit_mb} MiB")
                 continue

@@ -82,6 +82,15 @@ def test_a_timeout_comes_within_its_limit(odd: str) -> None:
     assert not verdict.is_scorable
 
 
+def test_a_successor_is_ready_when_a_worker_is_killed(odd: str) -> None:
+    with VerifierPool(odd, workers=1, time_limit_s=2.0) as pool:
+        assert pool.verify_many([("a", "spin")])[0].rule == "timeout"
+        spare = [process.pid for process in pool._spares]
+        assert len(spare) == 1
+        assert pool.verify_many([("a", "a")])[0].is_correct
+        assert [process.pid for process in pool._processes.values()] == spare
+
+
 def test_a_worker_stays_below_its_memory_limit(odd: str) -> None:
     with VerifierPool(odd, workers=1, time_limit_s=5.0, memory_limit_mb=200) as pool:
         pool.start()
