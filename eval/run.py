@@ -223,7 +223,12 @@ def main(arguments: list[str]) -> None:
             raise UserError("--suites", "none", "at least one suite", "add --suites gsm8k")
     if "n" in given and "k" not in given:
         given["k"] = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= max(1, given["n"])]
-    config = validate(EvaluateConfig, base.model_dump() | given, "command line")
+    settings = base.model_dump() | given
+    most = max(1, settings["n"])
+    if any(not 1 <= k <= most for k in settings["k"]):
+        raise UserError("--k", f"{' '.join(map(str, settings['k']))} with n = {settings['n']}",
+                        f"every K between 1 and n = {most}", "draw more samples, or a smaller K")
+    config = validate(EvaluateConfig, settings, "command line")
     if run is not None:
         if known.seed is not None:
             run = run.model_copy(update={"seed": known.seed})
