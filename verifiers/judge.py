@@ -83,8 +83,12 @@ def verify_slow(gold: str, text: str, *, policy: str = "boxed") -> Verdict:
     started = time.perf_counter()
     known = _gold(gold)
     found = extract(text, policy, choice=known[2])
-    wanted = read_gold(gold)
-    answer, reading = _first_readable(found.candidates)
+    try:
+        wanted = read_gold(gold)
+        answer, reading = _first_readable(found.candidates)
+    except Exception as error:  # a slip of ours must not end a run; fuzzing looks for it
+        detail = f"{type(error).__name__}: {error}"
+        return _verdict(started, Outcome.ERROR, "internal", found.candidates[0], detail=detail)
     shown = (answer, wanted.normal, reading.normal)
     if wanted.squeezed and reading.squeezed == wanted.squeezed:
         return _verdict(started, Outcome.CORRECT, "same_text", *shown)

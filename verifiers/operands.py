@@ -120,7 +120,12 @@ class Operands(Cursor, ABC):
 
     def _numeral(self, token: Token) -> Node:
         text = token.text
-        if self.is_op(".") and self.peek().glued and self.peek(1).text in ("overline", "dot"):
+        if (
+            "." not in text
+            and self.is_op(".")
+            and self.peek().glued
+            and self.peek(1).text in ("overline", "dot")
+        ):
             self.take()
             text += "."
         if self.is_cmd("overline", "dot", "bar") and self.peek().glued and "." in text:
