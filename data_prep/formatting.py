@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple, cast
 
 from jinja2 import TemplateError
@@ -24,6 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from data_prep.errors import UserError
 from data_prep.tokenizer import TokenizerConfig, equip, load_tokenizer, train_tokenizer
+from data_prep.words import word_encoder
 from prompts import Profile, PromptError, load_layout, load_profile
 
 Message = Mapping[str, str]
@@ -78,6 +79,7 @@ class Formatter:
             key: value for key, value in tokenizer.special_tokens_map.items()
             if isinstance(value, str)
         }
+        self._by_word = word_encoder(self._plain)
         self._cached = lru_cache(maxsize=1024)(self._encode_one)
 
     @property
@@ -118,13 +120,19 @@ class Formatter:
     def conversations(self, batch: Sequence[Sequence[Message]]) -> list[Row]:
         """Return (input ids, mask) of many conversations, encoded in one go on all cores."""
         rendered = [self.pieces(messages) for messages in batch]
-        long = [
-            piece.text for pieces in rendered for piece in pieces
-            if piece.token is None and len(piece.text) > _BATCHED_LENGTH
-        ]
-        unique = list(dict.fromkeys(long))
-        encodings = self._plain.encode_batch_fast(unique, add_special_tokens=False)
-        known = {text: encoding.ids for text, encoding in zip(unique, encodings, strict=True)}
+        by_word = self._by_word
+        known: dict[str, list[int]] = {}
+        rest: dict[str, None] = {}
+        for text, token, _ in chain.from_iterable(rendered):
+            if token is not None or len(text) <= _BATCHED_LENGTH or text in known:
+                continue
+            ids = None if by_word is None else by_word.encode(text)
+            if ids is None:
+                rest[text] = None
+            else:
+                known[text] = ids
+        encodings = self._plain.encode_batch_fast(list(rest), add_special_tokens=False)
+        known.update((text, found.ids) for text, found in zip(rest, encodings, strict=True))
         return [self._join(pieces, known) for pieces in rendered]
 
     def pieces(
@@ -191,6 +199,9 @@ class Formatter:
         return self._encode_one(text)
 
     def _encode_one(self, text: str) -> list[int]:
+        ids = None if self._by_word is None else self._by_word.encode(text)
+        if ids is not None:
+            return ids
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def _join(self, pieces: Sequence[Piece], known: Mapping[str, list[int]] | None = None) -> Row:

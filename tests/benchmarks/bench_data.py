@@ -160,6 +160,14 @@ class Peak(threading.Thread):
             self.peak_mb = max(self.peak_mb, total / 2**20)
 
 
+def processor_time() -> float:
+    """Processor time of this process and its children so far, in seconds."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
 def measure_build(folder: Path, asked: dict[str, int], workers: int) -> dict:
     from data_prep.config import validate
     from data_prep.mixture import build_mixture
@@ -168,9 +176,9 @@ def measure_build(folder: Path, asked: dict[str, int], workers: int) -> dict:
     config = validate(MixtureConfig, configuration(folder / "raw", asked, workers), "bench")
     peak = Peak()
     peak.start()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), processor_time()
     stage = build_mixture(config, folder / "run", 0)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, processor_time() - cpu
     peak.done.set()
     figures = json.loads((stage / "statistics.json").read_text())
     return {
@@ -179,7 +187,7 @@ def measure_build(folder: Path, asked: dict[str, int], workers: int) -> dict:
         "missing": {name: source["missing"] for name, source in figures["sources"].items()},
         "validation": figures["rows"]["validation"],
         "packing_efficiency": figures["packing"]["train"]["efficiency"],
-        "seconds": round(seconds, 2), "peak_mb": round(peak.peak_mb),
+        "seconds": round(seconds, 2), "cpu_s": round(cpu, 1), "peak_mb": round(peak.peak_mb),
         "timing": json.loads((stage / "timing.json").read_text()), "stage": str(stage),
     }
 
@@ -213,7 +221,7 @@ def measure_ours(folder: Path, rows: int, tokenizer: str) -> dict:
 
     batch = conversations(folder, rows)
     formatter = load_formatter(load_tokenizer(tokenizer), "boxed")
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     ids, masks = [], []
     for start in range(0, len(batch), 4096):
         for one, mask in formatter.conversations(batch[start : start + 4096]):
@@ -230,8 +238,9 @@ def measure_ours(folder: Path, rows: int, tokenizer: str) -> dict:
         file, table.schema
     ) as writer:
         writer.write_table(table)
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     return {
+        "cpu_s": round(cpu, 3),
         "rows": len(ids), "tokens": int(lengths.sum()), "seconds": round(seconds, 3),
         "rows_per_s": round(len(ids) / seconds, 1), "sequences": len(packed),
         "loss_tokens": int(sum(int(mask.sum()) for mask in packed_masks)),
@@ -253,9 +262,9 @@ model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=16,
 times = []
 inner = SFTTrainer._prepare_dataset
 def timed(self, *a, **k):
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     out = inner(self, *a, **k)
-    times.append(time.perf_counter() - started)
+    times.extend([time.perf_counter() - started, time.process_time() - cpu])
     return out
 SFTTrainer._prepare_dataset = timed
 args = SFTConfig(output_dir=tempfile.mkdtemp(), max_length=4096, packing=True,
@@ -267,6 +276,7 @@ data = trainer.train_dataset
 tokens = sum(len(x) for x in data["input_ids"])
 loss = sum(label != -100 for row in data["labels"] for label in row)
 print("RESULT " + json.dumps({"rows": len(rows), "seconds": round(times[0], 3), "tokens": tokens,
+    "cpu_s": round(times[1], 3),
     "rows_per_s": round(len(rows) / times[0], 1), "sequences": len(data), "loss_tokens": loss,
     "trl": trl.__version__, "processes": int(sys.argv[3])}))
 """
@@ -369,6 +379,9 @@ def main() -> None:
             ]
             best = max(one["rows_per_s"] for one in result["trl"])
             result["ratio"] = round(result["ours"]["rows_per_s"] / best, 2)
+            # Of processor time, which other work on the machine does not change (TRL in one
+            # process: the time of its children is not counted).
+            result["cpu_ratio"] = round(result["trl"][0]["cpu_s"] / result["ours"]["cpu_s"], 2)
         result["loader"] = measure_loader(stage)
         result["training"] = measure_training(stage)
         result["self_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
