@@ -77,8 +77,17 @@ class VllmEngine:
             "tensor_parallel_size": config.tensor_parallel,
         }
         import torch
+        from transformers import AutoConfig
 
-        placement = on_gpu if torch.cuda.is_available() else {"enforce_eager": True}
+        context = AutoConfig.from_pretrained(str(model)).max_position_embeddings
+        # On a CPU a seeded request whose prompt is prefilled in pieces ends vLLM ("CPU Generator
+        # does not use offset"), so a prompt is taken whole there, and the budget holds the longest.
+        on_cpu = {
+            "enforce_eager": True,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, context),
+        }
+        placement = on_gpu if torch.cuda.is_available() else on_cpu
         self._llm: Any = vllm.LLM(
             model=str(model),
             dtype=config.dtype,

@@ -95,6 +95,13 @@ def test_pushed_weights_are_the_ones_used(engines, prompts, checkpoint):
         engine.load_weights(load_model(checkpoint).state_dict().items(), 2)
 
 
+def test_more_prompt_tokens_than_one_step_takes(engines):
+    """Seeded requests whose prompts vLLM would cut into pieces."""
+    long = [Prompt(f"p{i}", tuple(range(30, 150))) for i in range(50)]
+    groups = engines[1].generate(long, Sampling(n=2, max_tokens=2))
+    assert [len(group.completions) for group in groups] == [2] * 50
+
+
 def test_a_prompt_longer_than_the_context_fails_alone(engines, prompts):
     groups = engines[1].generate(
         [Prompt("long", (30,) * 128), prompts[0]], Sampling(n=1, max_tokens=4)
