@@ -1,1 +1,10 @@
 """Raw rows to problems, chat-formatted and tokenised rows."""
+
+import verifiers as _verifiers
+
+# PyPI has another project of the same name; ours is found because commands run from the root.
+if getattr(_verifiers, "BOXED_VERIFIERS", None) is None:
+    raise ImportError(
+        f"`import verifiers` found {_verifiers.__file__}, which is not Boxed's: run from the "
+        "repository's root, in the environment that `make setup` makes"
+    )
