@@ -46,12 +46,13 @@ class VerifyConfig(Config):
     Attributes:
         checker: `kind` of a checker and its options.
         workers: Judging processes.
-        time_limit_s: Wall-clock limit of one verdict.
+        time_limit_s: Wall-clock limit of one verdict; far above what any takes, so that a busy
+            machine changes no reward.
     """
 
     checker: dict[str, Any] = {"kind": "boxed"}
     workers: int = Field(default=2, ge=1)
-    time_limit_s: float = Field(default=1.0, gt=0.0)
+    time_limit_s: float = Field(default=5.0, gt=0.0)
 
 
 class OptimizerConfig(Config):
@@ -125,7 +126,8 @@ class EvaluateConfig(Config):
         sandbox: Limits of the programs, see `eval.sandbox.SandboxConfig`.
         checker: `kind` of a checker and its options; empty takes the profile's.
         workers: Judging processes.
-        time_limit_s: Wall-clock limit of one verdict.
+        time_limit_s: Wall-clock limit of one verdict; far above what any takes, so that a busy
+            machine changes no reward.
         shard_size: Problems a shard: what a killed run repeats at most.
         bootstrap: Resamples behind every interval.
     """
@@ -143,7 +145,7 @@ class EvaluateConfig(Config):
     sandbox: dict[str, Any] = {}
     checker: dict[str, Any] = {}
     workers: int = Field(default=2, ge=1)
-    time_limit_s: float = Field(default=1.0, gt=0.0)
+    time_limit_s: float = Field(default=5.0, gt=0.0)
     shard_size: int = Field(default=256, ge=1)
     bootstrap: int = Field(default=2000, ge=100)
 
