@@ -8,7 +8,7 @@ from __future__ import annotations
 from data_prep.errors import UserError
 from data_prep.jsonl import column
 from data_prep.schema import Problem
-from data_prep.sources._files import last_box
+from data_prep.sources._files import final_answer
 from eval.suites import SuiteConfig
 from eval.suites._rows import suite_rows
 
@@ -40,8 +40,8 @@ def load(config: Config) -> list[Problem]:
 def _problem(where: str, index: int, row: dict) -> Problem:
     question = column(row, "problem", str, where).strip()
     solution = column(row, "solution", str, where)
-    box = last_box(solution)
-    if box is None or not box[0].strip():
+    gold = final_answer(solution)
+    if gold is None:
         raise UserError(
             where, f"no gold: column 'solution' has no complete box, it ends {solution[-40:]!r}",
             r"a solution with the answer in \boxed{…}", "mend or remove the row",
@@ -49,7 +49,7 @@ def _problem(where: str, index: int, row: dict) -> Problem:
     return Problem(
         id=f"math-test-{index:05d}",
         question=question,
-        answer=box[0].strip(), source="math", split="test",
+        answer=gold, source="math", split="test",
         solutions={"reference": solution},
         level=column(row, "level", str, where).removeprefix("Level ").strip("? "),
         subject=column(row, "type", str, where), where=where,

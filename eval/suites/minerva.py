@@ -9,7 +9,7 @@ from __future__ import annotations
 from data_prep.errors import UserError
 from data_prep.jsonl import column
 from data_prep.schema import Problem
-from data_prep.sources._files import last_box
+from data_prep.sources._files import final_answer
 from eval.suites import SuiteConfig
 from eval.suites._rows import number_text, suite_rows
 
@@ -28,11 +28,10 @@ def load(config: Config) -> list[Problem]:
         if "answer" in row:
             gold = number_text(row["answer"], where, "answer")
         else:
-            box = last_box(column(row, "solution", str, where))
-            if box is None or not box[0].strip():
+            gold = final_answer(column(row, "solution", str, where))
+            if gold is None:
                 raise UserError(where, "neither a column 'answer' nor a box in 'solution'",
                                 "a gold", "mend or remove the row")
-            gold = box[0].strip()
         problems.append(
             Problem(
                 id=f"minerva-{index:04d}", question=column(row, name, str, where).strip(),
