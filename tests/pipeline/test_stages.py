@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from data_prep.build import build
 from data_prep.errors import UserError
@@ -16,12 +17,13 @@ from pipeline import train as train_module
 from pipeline.config import RunConfig
 from pipeline.fixed import read_log
 from pipeline.generate import generate
+from pipeline.model import load_tokenizer
 from pipeline.samples import read_samples
 from pipeline.state import load_state
 from pipeline.train import train
 from pipeline.verify import verify
 
-from .small_run import small_run
+from .small_run import small_run, write_small
 
 
 def stage(run: RunConfig, name: str):
@@ -235,3 +237,25 @@ def test_nothing_to_train_on_is_said(run):
         with pytest.raises(UserError, match="no sample of 30 can be used"):
             train(run, stage(run, name))
         assert not (out / name).exists()
+
+
+def test_a_given_checkpoint_takes_the_place_of_the_built_model_by_one_line(tmp_path, checkpoint):
+    """`[model].path` is the one line: tokenizer, template, weights and shape come with it."""
+    from data_prep.build import main as build_main
+    from pipeline.config import load_run
+
+    path = write_small(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("[model]\n", f'[model]\npath = "{checkpoint}"\n'), "utf-8")
+    build_main(["--config", str(path)])
+    run = load_run(path)
+    folder = train(run, stage(run, "sft").model_copy(update={"steps": 2}))
+    theirs, ours = load_tokenizer(checkpoint), load_tokenizer(folder / "checkpoint")
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.chat_template == theirs.chat_template
+    given = load_file(checkpoint / "model.safetensors")
+    trained = load_file(folder / "checkpoint" / "model.safetensors")
+    assert {k: v.shape for k, v in given.items()} == {k: v.shape for k, v in trained.items()}
+    # Two steps of AdamW move each weight by at most about twice the learning rate.
+    distance = max(float((given[k] - trained[k]).abs().max()) for k in given)
+    assert 0 < distance < 0.02
