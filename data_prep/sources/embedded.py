@@ -17,8 +17,9 @@ reliable they are for a small model: "worked" writes each step before the box, "
 box. Supervised training shows both; a reward on the final answer alone makes reinforcement
 discover that writing the steps pays.
 
-Splits are disjoint by construction: a hash of what a problem computes (family and numbers, not
-names and things) decides its side, so that no rewording of a test problem is trained on.
+Splits are disjoint by construction: a hash of the worked solution (what is computed, not names,
+things or family) decides a problem's side, so that no rewording of a test problem is trained on,
+as a story or as an expression.
 """
 
 from __future__ import annotations
@@ -93,12 +94,21 @@ class Config(SourceConfig):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A problem before it has an id: `key` says what it computes, without its dress."""
+    """A problem before it has an id."""
 
     question: str
     steps: tuple[str, ...]
     answer: str
-    key: str
+
+    @property
+    def bare(self) -> str:
+        """The box alone."""
+        return f"\\boxed{{{self.answer}}}"
+
+    @property
+    def worked(self) -> str:
+        """The worked solution, which says what is computed, without its dress."""
+        return "\n".join((*self.steps, self.bare))
 
 
 def read(config: Config, seed: int) -> Iterator[Problem]:
@@ -127,10 +137,10 @@ def _split(config: Config, seed: int, split: Split, count: int) -> Iterator[Prob
                 family = rng.choices(names, weights)[0]
                 level = rng.choices((1, 2, 3), config.levels)[0]
             draft = FAMILIES[family](rng, level)
-            if _bucket(f"{family}/{draft.key}") not in BUCKETS[split]:
+            if _bucket(draft.worked) not in BUCKETS[split]:
                 continue
             # Held-out problems differ in what they compute; train ones at least in wording.
-            identity = draft.question if split == "train" else f"{family}/{draft.key}"
+            identity = draft.question if split == "train" else draft.worked
             if identity not in seen:
                 break
         else:
@@ -141,21 +151,20 @@ def _split(config: Config, seed: int, split: Split, count: int) -> Iterator[Prob
                 f"lower `{split}`, or allow more families or levels",
             )
         seen.add(identity)
-        box = f"\\boxed{{{draft.answer}}}"
         yield Problem(
             id=f"embedded-{split}-{index:06d}",
             question=draft.question,
             answer=draft.answer,
             source="embedded",
             split=split,
-            solutions={"worked": "\n".join((*draft.steps, box)), "bare": box},
+            solutions={"worked": draft.worked, "bare": draft.bare},
             level=str(level),
             subject=family,
         )
 
 
-def _bucket(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") % 100
+def _bucket(worked: str) -> int:
+    return int.from_bytes(hashlib.blake2b(worked.encode(), digest_size=4).digest(), "big") % 100
 
 
 def _chain(
@@ -204,7 +213,7 @@ def story(rng: random.Random, level: int) -> Draft:
             parts.append(f"{pronoun} {times} what is there.")
     parts.append(f"How many {things} now?")
     steps = _chain_steps(start, operations, values)
-    return Draft(" ".join(parts), tuple(steps), str(values[-1]), "/".join(steps))
+    return Draft(" ".join(parts), tuple(steps), str(values[-1]))
 
 
 def expression(rng: random.Random, level: int) -> Draft:
@@ -218,7 +227,7 @@ def expression(rng: random.Random, level: int) -> Draft:
         else:
             text = f"{text}{sign}{operand}"
     steps = _chain_steps(start, operations, values)
-    return Draft(f"Compute {text}.", tuple(steps), str(values[-1]), "/".join(steps))
+    return Draft(f"Compute {text}.", tuple(steps), str(values[-1]))
 
 
 def equation(rng: random.Random, level: int) -> Draft:
@@ -244,7 +253,7 @@ def equation(rng: random.Random, level: int) -> Draft:
     if level == 3:
         steps.append(f"{x + d}-{d}={x}")
     ask = rng.choice((f"Solve {left}{sign}{b}={c}.", f"If {left}{sign}{b}={c}, what is {name}?"))
-    return Draft(ask, tuple(steps), str(x), "/".join(steps))
+    return Draft(ask, tuple(steps), str(x))
 
 
 def fraction(rng: random.Random, level: int) -> Draft:
@@ -259,9 +268,7 @@ def fraction(rng: random.Random, level: int) -> Draft:
         steps = [f"{one}+{two}={one + two}"]
         if answer != plain:
             steps.append(f"{plain}={answer}")
-        return Draft(
-            f"Add {one}/{bottom} and {two}/{bottom}.", tuple(steps), answer, f"{one}+{two}/{bottom}"
-        )
+        return Draft(f"Add {one}/{bottom} and {two}/{bottom}.", tuple(steps), answer)
     bottom = rng.randint(2, 5)
     top, part = rng.randint(1, bottom - 1), rng.randint(2, 12)
     steps = [f"{part * bottom}/{bottom}={part}"]
@@ -271,12 +278,10 @@ def fraction(rng: random.Random, level: int) -> Draft:
         value = part * top
     of = f"{top}/{bottom} of {part * bottom} {rng.choice(THINGS)}"
     if level == 2:
-        return Draft(f"What is {of}?", tuple(steps), str(value), "/".join(steps))
+        return Draft(f"What is {of}?", tuple(steps), str(value))
     more = rng.randint(2, 9)
     steps.append(f"{value}+{more}={value + more}")
-    return Draft(
-        f"What is {of}, and {more} more?", tuple(steps), str(value + more), "/".join(steps)
-    )
+    return Draft(f"What is {of}, and {more} more?", tuple(steps), str(value + more))
 
 
 def decimal(rng: random.Random, level: int) -> Draft:
@@ -292,7 +297,7 @@ def decimal(rng: random.Random, level: int) -> Draft:
         f"{tenths(before[i])}{sign}{tenths(operand)}={tenths(values[i])}"
         for i, (sign, operand) in enumerate(operations)
     ]
-    return Draft(f"Compute {text}.", tuple(steps), tenths(values[-1]), "/".join(steps))
+    return Draft(f"Compute {text}.", tuple(steps), tenths(values[-1]))
 
 
 def percent(rng: random.Random, level: int) -> Draft:
@@ -303,7 +308,7 @@ def percent(rng: random.Random, level: int) -> Draft:
     steps = [f"{whole}/{divisor}={part}"]
     if level == 1:
         ask = f"What is {rate}% of {whole} {rng.choice(THINGS)}?"
-        return Draft(ask, tuple(steps), str(part), "/".join(steps))
+        return Draft(ask, tuple(steps), str(part))
     rises = rng.random() < 0.5
     value = whole + part if rises else whole - part
     steps.append(f"{whole}{'+' if rises else '-'}{part}={value}")
@@ -318,7 +323,7 @@ def percent(rng: random.Random, level: int) -> Draft:
         parts.append(f"Shipping adds {fee}. What is the total?")
         steps.append(f"{value}+{fee}={value + fee}")
         value += fee
-    return Draft(" ".join(parts), tuple(steps), str(value), "/".join(steps))
+    return Draft(" ".join(parts), tuple(steps), str(value))
 
 
 FAMILIES: dict[str, Callable[[random.Random, int], Draft]] = {
