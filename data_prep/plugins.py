@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -62,7 +63,19 @@ def _load_path(path: Path, where: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except Exception as error:
         del sys.modules[name]
-        raise
+        raise UserError(
+            f"{path}, line {_line_in(error, path)}",
+            f"this plug-in cannot be imported: {type(error).__name__}: {error}",
+            "a Python file that imports", "mend the file",
+        ) from error
     return module
+
+
+def _line_in(error: Exception, path: Path) -> int | str:
+    """Return the last line of the file that the error passed through."""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return error.lineno
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return frames[-1].lineno or "?" if frames else "?"

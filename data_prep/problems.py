@@ -115,7 +115,12 @@ def check_golds(
         for problem in problems
         for text in (list(problem.solutions.values()) or [f"\\boxed{{{problem.answer}}}"])
     ]
-    verdicts = verify_many([(problem.answer, text) for problem, text in texts], workers=workers)
+    verdicts = verify_many(
+        [(problem.answer, text) for problem, text in texts],
+        workers=workers,
+        # Far above what any verdict takes: a busy machine must not turn a good gold into a bad one.
+        time_limit_s=5.0,
+    )
     outcome: dict[str, Outcome] = {}
     for (problem, text), verdict in zip(texts, verdicts, strict=True):
         if verdict.is_correct:

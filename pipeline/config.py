@@ -9,17 +9,33 @@ from pydantic import Field, model_validator
 
 from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest
+from pipeline.engines import Sampling
 from pipeline.model import ModelConfig
 
 
 class SamplingConfig(Config):
-    """How rollouts are drawn; see `pipeline.engines.Sampling`."""
+    """How rollouts are drawn; see `pipeline.engines.Sampling`.
+
+    Attributes:
+        temperature: Of the sampler; the trainer divides its logits by the same.
+        top_p: Nucleus.
+        top_k: 0 keeps the whole vocabulary.
+        max_tokens: Longest completion.
+        allow_truncated_sampling: Lets methods that train on their own rollouts sample with
+            top_p or top_k, which biases the policy ratio.
+    """
 
     temperature: float = Field(default=1.0, gt=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=64, ge=1)
+    allow_truncated_sampling: bool = False
+
+    def of_run(self, *, n: int, seed: int) -> Sampling:
+        """Return what an engine is asked for."""
+        chosen = self.model_dump(exclude={"allow_truncated_sampling"})
+        return Sampling(n=n, seed=seed, **chosen)
 
 
 class GenerateConfig(Config):
@@ -182,6 +198,17 @@ class RunConfig(Config):
         names = [stage.name for stage in self.train]
         if len(set(names)) != len(names):
             raise ValueError(f"two training stages share a name: {names}")
+        asked = {f"init of stage {stage.name!r}": stage.init for stage in self.train}
+        if self.generate is not None:
+            asked["generate.model"] = self.generate.model
+        for where, name in asked.items():
+            # A slash makes it a path or a hub id; "model" is the run's own model.
+            if name not in (*names, "model") and "/" not in name and not Path(name).is_dir():
+                raise ValueError(
+                    f"{where} is {name!r}, which is no training stage and no folder "
+                    f"{nearest(name, names)}; one of {', '.join(['model', *names])}, a model "
+                    "folder, or a hub id such as owner/name"
+                )
         return self
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.errors import UserError
@@ -30,8 +32,24 @@ class Rows:
                 "the data stage's rows",
                 "run `python -m data_prep.build` with this configuration first",
             )
-        table = pq.read_table(path, columns=["input_ids", "mask"], memory_map=True)
+        try:
+            table = pq.read_table(path, columns=["input_ids", "mask"], memory_map=True)
+        except pa.ArrowException as error:
+            raise UserError(
+                str(path),
+                f"cannot be read: {error}",
+                "the data stage's rows",
+                "remove the data folder and build again",
+            ) from None
         self._ids, self._mask = table["input_ids"], table["mask"]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, 0 where there are none."""
+        return int(
+            pc.call_function("max", [pc.call_function("list_value_length", [self._ids])]).as_py()
+            or 0
+        )
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -95,8 +95,10 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
             "run `python -m data_prep.build` with this configuration first",
         )
     inputs: dict[str, str | Path] = {"problems": problems_file}
-    if model.parent.is_dir() and (model.parent / "manifest.json").is_file():
+    if (model.parent / "manifest.json").is_file():
         inputs["model"] = model.parent
+    elif model.is_dir():
+        inputs["model"] = model
     settings = {
         "generate": config.model_dump(mode="json"),
         "engine": run.engine.model_dump(mode="json"),
@@ -112,7 +114,7 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     tokenizer = load_tokenizer(model)
     prompts = render_prompts(problems, tokenizer, profile_of(model, run.data.profile))
     work = stage.begin()
-    sampling = Sampling(n=config.group_size, seed=run.seed, **run.sampling.model_dump())
+    sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
     engine = create_engine(run.engine, model)
     try:
         samples = list(

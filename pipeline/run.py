@@ -12,6 +12,7 @@ continues from its last shard or training state.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import subprocess
@@ -24,6 +25,9 @@ from data_prep.config import dump_toml, validate
 from data_prep.errors import UserError, command
 from pipeline.config import RunConfig, load_run
 from pipeline.methods import create_method
+from pipeline.verify import check_checker
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def stages_of(run: RunConfig) -> list[tuple[str, list[str]]]:
@@ -112,15 +116,23 @@ def run_all(run: RunConfig) -> None:
 
 def _call(words: list[str]) -> int:
     """Run a stage; hand an interrupt on to it and wait until it has ended."""
-    process = subprocess.Popen(words, env={**os.environ, "PYTHONUNBUFFERED": "1"})  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603 - our own modules
+        words, env={**os.environ, "PYTHONUNBUFFERED": "1"}, preexec_fn=_die_with_parent
+    )
     try:
         return process.wait()
     except KeyboardInterrupt:
-        # The terminal has sent Ctrl-C to the stage too; SIGTERM callers have not.
+        # The terminal has sent Ctrl-C to the stage too; who sent SIGTERM has not.
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
         process.wait()
         raise
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies, also by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main(arguments: list[str]) -> None:
@@ -138,6 +150,9 @@ def main(arguments: list[str]) -> None:
     known = parser.parse_args(arguments)
     run = resolve(known.config, {"seed": known.seed, "out": known.out, "name": known.name})
     stages_of(run)
+    check_checker(run.verify.checker, f"{known.config}, key 'verify.checker'")
+    if run.evaluate is not None and run.evaluate.checker:
+        check_checker(run.evaluate.checker, f"{known.config}, key 'evaluate.checker'")
     if known.dry_run:
         print(dump_toml(run))
         return

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from data_prep.run_folder import Stage
 from data_prep.schema import read_problems
 from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
 from pipeline.config import RunConfig, TrainConfig, load_run
-from pipeline.engines import Sampling, create_engine
+from pipeline.engines import create_engine
 from pipeline.fixed import Rows, read_log
 from pipeline.generate import checkpoint_of, profile_of, render_prompts
 from pipeline.methods import Method, create_method
@@ -150,6 +149,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
     """Run one training stage; return its folder, which holds `checkpoint/` and `steps.jsonl`."""
     method = create_method(config.method)
     out = Path(run.out)
+    _refuse_nonsense(run, config, method)
     stage = Stage(out, config.name, _settings(run, config, method), _inputs(run, config, method))
     if stage.is_complete:
         return stage.final
@@ -171,10 +171,20 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
     start = load_state(work / "state", model, trainer.optimizer)
 
     with ExitStack() as cleanup:
-        draw, total, engine = _data(run, config, method, init, tokenizer, profile, work, cleanup)
+        context = int(model.config.max_position_embeddings)
+        draw, total, engine = _data(
+            run, config, method, init, tokenizer, profile, context, work, cleanup
+        )
         held_out = None
         if config.validate_every and method.source == "rows":
             held_out = Rows(out / "data" / "sft_validation.parquet")
+            if not len(held_out):
+                raise UserError(
+                    f"stage {config.name!r}, key 'validate_every'",
+                    "the data stage has no validation rows",
+                    "held-out rows, or validate_every = 0",
+                    "give a source validation problems, or set validate_every = 0",
+                )
         if engine is not None:
             engine.load_weights(model.state_dict().items(), start)
         records = Records(work, start, total, config.name)
@@ -206,8 +216,43 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                 save_state(work / "state", step + 1, model, trainer.optimizer)
 
     save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile)
-    shutil.rmtree(work / "state", ignore_errors=True)
-    return stage.complete(steps=total, parameters=sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    return stage.complete(scratch=("state",), steps=total, parameters=parameters)
+
+
+def _refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None:
+    """Say what cannot work before anything is loaded.
+
+    Raises:
+        UserError: A method that compares with an earlier model starts from random weights; a
+            method that samples has no number of steps; sampling is truncated, so that the
+            sampler's log-probs are not the policy's and every ratio would be biased.
+    """
+    where = f"stage {config.name!r}"
+    if method.source != "rows" and config.init == "model" and not run.model.path:
+        raise UserError(
+            f"{where}, key 'init'",
+            "a model with random weights",
+            "a trained model",
+            'set init = "sft"',
+        )
+    if method.source != "policy":
+        return
+    if not config.steps:
+        raise UserError(
+            f"{where}, key 'steps'",
+            "0 with a method that samples",
+            "a number of steps",
+            "set `steps`",
+        )
+    sampling = run.sampling
+    if (sampling.top_p < 1.0 or sampling.top_k) and not sampling.allow_truncated_sampling:
+        raise UserError(
+            f"{where}, table 'sampling'",
+            f"top_p = {sampling.top_p}, top_k = {sampling.top_k}",
+            "top_p = 1 and top_k = 0: truncation biases the policy ratio",
+            "remove them, or set allow_truncated_sampling = true",
+        )
 
 
 def _data(
@@ -217,6 +262,7 @@ def _data(
     init: str | Path | None,
     tokenizer: Any,
     profile: str,
+    context: int,
     work: Path,
     cleanup: ExitStack,
 ) -> tuple[Draw, int, Any]:
@@ -224,10 +270,18 @@ def _data(
     out = Path(run.out)
     if method.source == "rows":
         rows = Rows(out / "data" / "sft_train.parquet")
-        total = config.steps or math.ceil(len(rows) / config.batch)
+        if rows.longest > context:
+            raise UserError(
+                f"stage {config.name!r}",
+                f"a row of {rows.longest} tokens, and a model whose context holds {context}",
+                "rows that fit",
+                "lower data.max_length, or raise model.context",
+            )
+        epoch = math.ceil(len(rows) / config.batch)
+        total = config.steps or epoch
 
         def supervised(step: int) -> tuple[list[Sequence], dict[str, float]]:
-            first = step * config.batch % len(rows)
+            first = step % epoch * config.batch
             return rows.take(first, min(first + config.batch, len(rows))), {}
 
         return supervised, total, None
@@ -241,10 +295,11 @@ def _data(
                 "correct samples (RFT), or correct and incorrect ones of one problem (DPO)",
                 "sample more, or start from a model that solves some of the problems",
             )
-        total = config.steps or math.ceil(len(units) / config.batch)
+        epoch = math.ceil(len(units) / config.batch)
+        total = config.steps or epoch
 
         def selected(step: int) -> tuple[list[Sequence], dict[str, float]]:
-            first = step * config.batch % len(units)
+            first = step % epoch * config.batch
             chosen = units[first : first + config.batch]
             # Units of one batch stay apart: a group is a pair, or a single sample.
             return [
@@ -252,27 +307,13 @@ def _data(
             ], {}
 
         return selected, total, None
-    if not config.steps:
-        raise UserError(
-            f"stage {config.name!r}, key 'steps'",
-            "0 with a method that samples",
-            "a number of steps",
-            "set `steps`",
-        )
-    if init is None:
-        raise UserError(
-            f"stage {config.name!r}, key 'init'",
-            "a model with random weights",
-            "a trained model to sample from",
-            'set init = "sft"',
-        )
     problems = list(read_problems(out / "data" / "train.jsonl"))
-    engine = create_engine(run.engine, init)
+    engine = create_engine(run.engine, str(init))
     cleanup.callback(engine.close)
     pool = cleanup.enter_context(
         open_pool(run.verify.checker, run.verify.workers, run.verify.time_limit_s)
     )
-    sampling = Sampling(n=config.group_size, seed=run.seed, **run.sampling.model_dump())
+    sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
     rollouts = Rollouts(
         problems,
         render_prompts(problems, tokenizer, profile),
@@ -317,6 +358,8 @@ def _inputs(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, st
     inputs: dict[str, str | Path] = {"data": out / "data"}
     if any(stage.name == config.init for stage in run.train):
         inputs["init"] = out / config.init
+    elif (given := Path(_init(run, config))).is_dir() and str(given) != ".":
+        inputs["init"] = given
     if method.source == "samples":
         inputs |= {"generate": out / "generate", "verify": out / "verify"}
     return inputs

@@ -29,13 +29,23 @@ def open_pool(checker: dict[str, Any], workers: int, time_limit_s: float = 1.0) 
     Raises:
         UserError: There is no such checker, or it does not know an option.
     """
+    kind, options = check_checker(checker, "checker")
+    return VerifierPool(kind=kind, options=options, workers=workers, time_limit_s=time_limit_s)
+
+
+def check_checker(checker: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Return a checker table's kind and options.
+
+    Raises:
+        UserError: There is no such checker, or it does not know an option.
+    """
     options = dict(checker)
     kind = str(options.pop("kind", "boxed"))
     try:
         load_checker(kind, options)
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-        raise UserError("checker", str(error)) from None
-    return VerifierPool(kind=kind, options=options, workers=workers, time_limit_s=time_limit_s)
+        raise UserError(where, str(error)) from None
+    return kind, options
 
 
 def samples_in(folder: Path) -> Iterable[Path]:

@@ -59,7 +59,7 @@ class VllmEngine:
         # In-process scheduling: weights can be pushed from live parameters, and no second
         # process is left behind by a kill. Set before vLLM is imported, which reads them then.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.memory_gib))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.memory_gib)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             vllm: Any = importlib.import_module("vllm")

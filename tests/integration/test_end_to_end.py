@@ -71,9 +71,14 @@ def test_accuracy_rises_from_end_to_end(root, tmp_path):
     assert f"{100 * grpo['avg@8']['value']:.1f}" in page
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def kill(process: subprocess.Popen[str], *, group: bool) -> None:
+    """Kill the run with its stage, or the run alone: then the stage ends by itself."""
+    if group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    # Until the last process that holds the pipes is gone.
+    process.communicate(timeout=60)
 
 
 @pytest.mark.timeout(900)
@@ -84,26 +89,20 @@ def test_a_run_that_is_killed_five_times_ends_with_the_same_figures(root, tmp_pa
     small = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(small)
     config = small.write_small(tmp_path)
-    began = time.monotonic()
     finish(start(root, "pipeline.run", "--config", str(config), "--out", str(tmp_path / "whole")))
-    whole_s = time.monotonic() - began
 
-    # Seeded moments, one in each fifth of what a whole run takes; each go starts further on.
+    # Each time as soon as a stage has begun, and a seeded moment more.
+    killed = tmp_path / "killed"
     rng = random.Random(11)
-    killed = 0
-    for _ in range(5):
-        process = start(
-            root, "pipeline.run", "--config", str(config), "--out", str(tmp_path / "killed")
-        )
-        try:
-            process.wait(whole_s / 5 * (0.4 + rng.random()))
-        except subprocess.TimeoutExpired:
-            kill_group(process)
-            killed += 1
-        else:
-            process.communicate()
-    assert killed >= 3
-    finish(start(root, "pipeline.run", "--config", str(config), "--out", str(tmp_path / "killed")))
+    for stage in ("data", "sft", "generate", "grpo", "eval-dpo"):
+        process = start(root, "pipeline.run", "--config", str(config), "--out", str(killed))
+        while not (killed / f"{stage}.partial").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.3)
+        kill(process, group=stage != "generate")
+        assert not (killed / "report").exists()
+    finish(start(root, "pipeline.run", "--config", str(config), "--out", str(killed)))
 
     one, two = report(tmp_path / "whole"), report(tmp_path / "killed")
     assert one["figures"] == two["figures"]

@@ -74,6 +74,17 @@ WRONG = {
     "wrong type": ("limit = 10", 'limit = "ten"', ["generate.limit", "'ten'"]),
     "k above n": ("k = [1, 2]", "k = [1, 4]", ["between 1 and n = 2", "[1, 4]"]),
     "not TOML": ("[model]", "[model", ["not TOML", "line"]),
+    "unknown init": (
+        'name = "rft"\ninit = "sft"',
+        'name = "rft"\ninit = "sftt"',
+        ["init of stage 'rft'", "did you mean 'sft'", "sft, rft, dpo, grpo"],
+    ),
+    "unknown model to sample from": (
+        "[generate]\n",
+        '[generate]\nmodel = "sfft"\n',
+        ["generate.model", "did you mean 'sft'"],
+    ),
+    "no inner updates": ("updates = 2", "updates = 0", ["updates", "greater than or equal to 1"]),
     "two stages of one name": ('name = "dpo"', 'name = "rft"', ["share a name"]),
 }
 
@@ -145,3 +156,22 @@ def test_overrides_reach_the_method_and_dry_runs_write_nothing(root, tmp_path):
 def test_debug_shows_the_traceback(root, tmp_path):
     shown = call(root, "pipeline.run", "--config", str(tmp_path / "none.toml"), "--debug")
     assert "Traceback" in shown.stderr
+
+
+def test_a_wrong_checker_is_found_before_anything_runs(root, tmp_path):
+    text = SMALL.replace('checker = {{ kind = "{checker}" }}', 'checker = {{ kind = "boxd" }}', 1)
+    path = write_small(tmp_path, text=text)
+    shown = call(root, "pipeline.run", "--config", str(path), "--dry-run")
+    assert shown.returncode == 2
+    assert "verify.checker" in shown.stderr
+    assert "boxed" in shown.stderr
+
+
+def test_a_run_folder_that_cannot_be_written_is_a_message(root, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder", encoding="utf-8")
+    path = write_small(tmp_path)
+    shown = call(root, "pipeline.run", "--config", str(path), "--out", str(blocked / "run"))
+    assert shown.returncode == 2
+    assert "Traceback" not in shown.stderr
+    assert "file" in shown.stderr

@@ -259,3 +259,70 @@ def test_a_given_checkpoint_takes_the_place_of_the_built_model_by_one_line(tmp_p
     # Two steps of AdamW move each weight by at most about twice the learning rate.
     distance = max(float((given[k] - trained[k]).abs().max()) for k in given)
     assert 0 < distance < 0.02
+
+
+def test_nonsense_is_refused_before_anything_is_loaded(run):
+    sft, grpo = stage(run, "sft"), stage(run, "grpo")
+    truncated = run.model_copy(update={"sampling": run.sampling.model_copy(update={"top_p": 0.9})})
+    with pytest.raises(UserError, match="biases the policy ratio"):
+        train(truncated, grpo)
+    with pytest.raises(UserError, match="random weights"):
+        train(run, grpo.model_copy(update={"init": "model"}))
+    with pytest.raises(UserError, match="number of steps"):
+        train(run, grpo.model_copy(update={"steps": 0}))
+    cramped = run.model_copy(update={"model": run.model.model_copy(update={"context": 16})})
+    with pytest.raises(UserError, match="context holds 16"):
+        train(cramped, sft)
+
+
+def test_truncated_sampling_can_be_allowed(run):
+    sampling = run.sampling.model_copy(update={"top_p": 0.9, "allow_truncated_sampling": True})
+    folder = train(run.model_copy(update={"sampling": sampling}), stage(run, "grpo"))
+    assert (folder / "checkpoint").is_dir()
+
+
+def test_an_edited_checker_makes_the_verdicts_again(run):
+    first = verify(run, run.verify)
+    before = (first / "verdicts-00000.jsonl").read_bytes()
+    checker = Path(run.verify.checker["kind"])
+    checker.write_text(checker.read_text("utf-8").replace("% 2 else", "% 3 else"), "utf-8")
+    assert (verify(run, run.verify) / "verdicts-00000.jsonl").read_bytes() != before
+
+
+def test_a_stage_that_is_running_elsewhere_is_left_alone(run, tmp_path):
+    import subprocess
+    import sys
+
+    lock = Path(run.out) / ".rft.lock"
+    hold = (
+        "import fcntl, os, sys\n"
+        f"file = open({str(lock)!r}, 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.write(str(os.getpid())); file.flush()\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"running in process {holder.pid}"):
+        train(run, stage(run, "rft"))
+    holder.communicate("")
+    train(run, stage(run, "rft"))
+
+
+def test_a_stage_killed_between_manifest_and_rename_is_complete(run, monkeypatch):
+    from data_prep.run_folder import Stage
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_rename", lambda self, scratch: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            train(run, stage(run, "rft"))
+    partial = Path(run.out) / "rft.partial"
+    made = weights(partial)
+    assert (partial / "state").is_dir()
+    folder = train(run, stage(run, "rft"))
+    assert weights(folder) == made
+    assert not (folder / "state").exists()
+    assert not partial.exists()
