@@ -74,6 +74,8 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
     if not folders:
         raise UserError(str(run), "no complete evaluation", "folders eval-<checkpoint>",
                         "run `python -m eval.run` first")
+    if config_file is not None and not config_file.is_file():
+        raise UserError(str(config_file), "no such file", "the run's TOML", "mend --config")
     config_file = config_file or run / "config.toml"
     table = read_toml(config_file) if config_file.is_file() else {}
     trained = [stage["name"] for stage in table.get("train", [])]

@@ -154,7 +154,7 @@ def table(folders: list[Path]) -> str:
             ):
                 if figures[metric]["value"]:
                     share = 100 * figures[metric]["value"]
-                    notes.append(f"{row['checkpoint']} on {row['suite']}: {share:.2g} % of the "
+                    notes.append(f"{row['checkpoint']} on {row['suite']}: {share:.1f} % of the "
                                  f"samples {words} (counted as not correct)")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rendered = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()

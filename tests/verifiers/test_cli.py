@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -123,11 +122,9 @@ def test_import_is_light_and_quick() -> None:
 
 
 def test_the_program_starts(tmp_path: Path) -> None:
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "verifiers", "7", r"\boxed{7}"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "correct" in done.stdout
-    assert time.perf_counter() - started < 10
