@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from data_prep.config import PluginConfig
@@ -37,7 +38,7 @@ class MethodConfig(PluginConfig):
     """
 
     normaliser: Normaliser = "sequence"
-    updates: int = 1
+    updates: int = Field(default=1, ge=1)
 
 
 class Method(ABC):
