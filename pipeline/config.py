@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError
+from pipeline.correction import CorrectionConfig
 from pipeline.model import ModelConfig
 
 
@@ -87,6 +88,10 @@ class TrainConfig(Config):
         steps: Optimizer steps; 0 takes one epoch over the method's data.
         batch: Sequences (SFT, RFT), pairs (DPO) or prompts (online methods) a step.
         group_size: Samples a prompt of online methods.
+        correction: What is done about the gap between the sampler's log-probs and the
+            trainer's (online methods).
+        allow_truncated_sampling: Whether online methods may sample with top_p or top_k: the
+            policy that is trained is then not the one that samples.
         micro_tokens: Largest number of tokens in one forward pass.
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.
@@ -101,6 +106,8 @@ class TrainConfig(Config):
     steps: int = Field(default=0, ge=0)
     batch: int = Field(default=32, ge=1)
     group_size: int = Field(default=8, ge=1)
+    correction: CorrectionConfig = CorrectionConfig()
+    allow_truncated_sampling: bool = False
     micro_tokens: int = Field(default=16384, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=50, ge=1)

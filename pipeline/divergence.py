@@ -11,7 +11,7 @@ gradient of the whole sequence's KL(π‖ref), the part through later states inc
 
 d is never clamped: a clamp silently zeroes the gradient (at d = −3, k3 = 16.1).
 
-Source: 000_… eq. 4 of GRPO (k3); methods.md section 6.
+Source: 000_… eq. 15 to 17 and 003_… (k3); methods.md sections 5 and 6 (k1, k2).
 """
 
 from __future__ import annotations
