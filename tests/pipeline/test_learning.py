@@ -11,7 +11,7 @@ import torch
 
 from data_prep.config import validate
 from data_prep.plugins import load_plugin, plugin_names
-from pipeline.batch import Sequence
+from pipeline.batch import Sequence, flatten
 from pipeline.config import TrainConfig
 from pipeline.engines import Prompt, Sampling
 from pipeline.engines.embedded import Config as EngineConfig
@@ -116,3 +116,61 @@ def test_every_method_moves_the_mean_reward_up(checkpoint, tmp_path, name, optio
 def test_corrected_for_the_sampler_it_learns_too(checkpoint, tmp_path, kind):
     before, after = learn(checkpoint, tmp_path, "grpo", {}, correction={"kind": kind})
     assert after > before + 0.1
+
+
+SPLIT = [
+    *((n, {}) for n in plugin_names("pipeline.methods")),
+    ("gspo", {"clip_low": 0.2, "clip_high": 0.2, "beta": 0.1, "kl": "k1"}),
+    ("grpo", {"beta": 0.1, "kl": "k1", "normaliser": "group_token"}),
+    ("dr_grpo", {"beta": 0.1, "kl": "k2"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "correction"),
+    [
+        (name, options, correction)
+        for name, options in SPLIT
+        # A correction belongs to methods that sample; a stage refuses it for the others.
+        for correction in (
+            ["off"] if name in ("sft", "rft", "dpo") else ["off", "token", "sequence"]
+        )
+    ],
+)
+def test_a_step_is_the_same_however_it_is_split(checkpoint, tmp_path, name, options, correction):
+    """Ratios, returns to go and corrections of whole sequences, in passes of any size."""
+    method = create_method(load_plugin("pipeline.methods", name).Config(kind=name, **options))
+    model = load_model(checkpoint, "float64")
+    reference = load_model(checkpoint, "float64") if method.reference else None
+    if reference is not None:
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                parameter.mul_(0.9)
+    engine = EmbeddedEngine(EngineConfig(device="cpu"), checkpoint)
+    sequences = draw(engine, 0)
+    if method.source == "policy":
+        sequences = method.advantages(sequences)
+    elif method.source == "samples":
+        units = method.select(sequences, 0)
+        sequences = [s.in_group(g) for g, unit in enumerate(units) for s in unit]
+    tokens = flatten(sequences, torch.float64)
+    tokens.weight = method.weights(tokens, MAX_TOKENS)
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randn(len(tokens.weight), dtype=torch.float64, generator=generator)
+    # A sampler and a behaviour policy that are both some way off.
+    tokens.old_logp = tokens.sampler_logp + 0.1 * noise
+    gradients = []
+    for micro_tokens in (1, 30, 100_000):
+        table = {
+            "name": name,
+            "method": {"kind": name, **options},
+            "micro_tokens": micro_tokens,
+            "correction": {"kind": correction},
+        }
+        config = validate(TrainConfig, table, name)
+        trainer = Trainer(small_run(tmp_path), config, method, model, reference)
+        trainer._accumulate(sequences, tokens)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert gradients[0].abs().max() > 1e-4
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-10, atol=1e-10)

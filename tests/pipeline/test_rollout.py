@@ -10,6 +10,7 @@ import pytest
 from data_prep.schema import Problem
 from pipeline.engines import Completion, Group, Prompt, Sampling
 from pipeline.methods import dapo, grpo
+from pipeline.records import rollout_figures
 from pipeline.rollout import Rollouts
 from verifiers import Outcome, Verdict
 
@@ -155,3 +156,14 @@ def test_the_overlong_mask_takes_cut_off_samples_out_but_keeps_their_verdict(tmp
     assert [s.correct for s in drawn.everything[:4]] == [True, True, False, False]
     kept = rollouts(tmp_path, [2, 2], method, batch=2).draw(0)
     assert len(kept.chosen) == 8
+
+
+def test_accuracy_counts_what_was_judged_and_rewards_what_was_scored(tmp_path):
+    made = rollouts(tmp_path, [1, 3], dapo_with(overlong_mask=True), batch=2)
+    drawn = made.draw(0)
+    for sequence in drawn.everything[:2]:  # one correct, one not, cut off
+        sequence.reward = None
+    found = rollout_figures(drawn.everything, len(drawn.chosen))
+    assert found["accuracy"] == pytest.approx(4 / 8)
+    assert found["reward_mean"] == pytest.approx(3 / 6)
+    assert found["unscored_share"] == pytest.approx(2 / 8)
