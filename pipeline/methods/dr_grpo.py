@@ -6,7 +6,8 @@
 
 D and reward as in GRPO. On-policy, groups of G: E Σ_i Â_i ∇log π / G = (G−1)/G · ∇E r.
 
-Source: methods.md section 7 (Dr. GRPO); no KL by default, as there.
+Source: methods.md section 7 (Dr. GRPO); no KL by default, as there. Deviation: a group without
+signal leaves N, as everywhere here; counted in, it would only make the step smaller.
 """
 
 from __future__ import annotations
