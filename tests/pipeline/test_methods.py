@@ -172,6 +172,9 @@ def test_reinforce_compares_prompts_and_keeps_equal_groups():
     kept = method.advantages(batch)
     assert [s.advantage for s in kept] == pytest.approx([1 / 3, 1 / 3, -2 / 3])
     assert method.advantages([sample(0, True), sample(1, True)]) == []
+    # A reward that is just the mean weighs nothing, and is counted in the denominators.
+    batch[2].reward, batch[3].reward = 0.0, 0.5
+    assert [s.advantage for s in method.advantages(batch[1:])] == [0.5, -0.5, 0.0]
 
 
 def test_online_rft_names_its_denominator():
