@@ -30,3 +30,23 @@ def normalised(rewards: list[float], epsilon: float) -> list[float]:
     if values.max() == values.min():
         return [0.0] * len(rewards)
     return list((values - values.mean()) / (values.std() + epsilon))
+
+
+def centred(rewards: list[float]) -> list[float]:
+    """Return r − mean. Equal rewards give exactly 0.
+
+    Source: methods.md section 7 (Dr. GRPO; over a batch: REINFORCE).
+    """
+    if not rewards or max(rewards) == min(rewards):
+        return [0.0] * len(rewards)
+    mean = sum(rewards) / len(rewards)
+    return [reward - mean for reward in rewards]
+
+
+def leave_one_out(rewards: list[float]) -> list[float]:
+    """Return r − mean of the others = G/(G−1) · (r − mean); 0 where there are no others.
+
+    Source: methods.md section 7 (RLOO).
+    """
+    count = len(rewards)
+    return [value * count / (count - 1) for value in centred(rewards)] if count > 1 else [0.0]

@@ -93,6 +93,13 @@ class Tokens:
         total = torch.zeros(len(self.lengths), dtype=values.dtype, device=values.device)
         return total.index_add(0, self.sequence, values)
 
+    def to_go(self, values: Tensor) -> Tensor:
+        """Sum [T] values from each token to the end of its sequence, to [T]."""
+        # One running sum over all sequences, minus what precedes: float64, or it would lose digits.
+        running = torch.cumsum(values.double(), 0)
+        ends = torch.cumsum(self.lengths.to(torch.int64), 0) - 1
+        return (running[ends][self.sequence] - running + values).to(values.dtype)
+
     def to(self, device: torch.device) -> Tokens:
         """Return the same on a device."""
         moved = {

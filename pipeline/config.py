@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
+from pipeline.correction import CorrectionConfig
 from pipeline.engines import Sampling
 from pipeline.model import ModelConfig
 
@@ -22,20 +23,16 @@ class SamplingConfig(Config):
         top_p: Nucleus.
         top_k: 0 keeps the whole vocabulary.
         max_tokens: Longest completion.
-        allow_truncated_sampling: Lets methods that train on their own rollouts sample with
-            top_p or top_k, which biases the policy ratio.
     """
 
     temperature: float = Field(default=1.0, gt=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=64, ge=1)
-    allow_truncated_sampling: bool = False
 
     def of_run(self, *, n: int, seed: int) -> Sampling:
         """Return what an engine is asked for."""
-        chosen = self.model_dump(exclude={"allow_truncated_sampling"})
-        return Sampling(n=n, seed=seed, **chosen)
+        return Sampling(n=n, seed=seed, **self.model_dump())
 
 
 class GenerateConfig(Config):
@@ -104,6 +101,10 @@ class TrainConfig(Config):
         steps: Optimizer steps; 0 takes one epoch over the method's data.
         batch: Sequences (SFT, RFT), pairs (DPO) or prompts (online methods) a step.
         group_size: Samples a prompt of online methods.
+        correction: What is done about the gap between the sampler's log-probs and the
+            trainer's (online methods).
+        allow_truncated_sampling: Whether online methods may sample with top_p or top_k: the
+            policy that is trained is then not the one that samples.
         micro_tokens: Largest number of tokens in one forward pass.
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.
@@ -118,6 +119,8 @@ class TrainConfig(Config):
     steps: int = Field(default=0, ge=0)
     batch: int = Field(default=32, ge=1)
     group_size: int = Field(default=8, ge=1)
+    correction: CorrectionConfig = CorrectionConfig()
+    allow_truncated_sampling: bool = False
     micro_tokens: int = Field(default=16384, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=50, ge=1)

@@ -59,8 +59,10 @@ class Records:
 def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
     """Return what a step's rollouts looked like.
 
+    A sample is judged where it has a verdict, and scored where the method made a reward of it.
+
     Args:
-        sequences: All samples of the step.
+        sequences: All samples of the step, those that a refill left out included.
         signal: How many of them carry signal.
 
     Returns:
@@ -71,12 +73,13 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
     scored = [s for s in sequences if s.reward is not None]
     if not scored:
         return {"unscored_share": 1.0, "signal_share": 0.0}
+    judged = [s for s in sequences if s.correct is not None]
     rewards = [s.reward for s in scored if s.reward is not None]
     mean = sum(rewards) / len(rewards)
     figures: dict[str, float] = {
         "reward_mean": mean,
         "reward_std": math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)),
-        "accuracy": sum(bool(s.correct) for s in scored) / len(scored),
+        "accuracy": sum(bool(s.correct) for s in judged) / len(judged),
         "signal_share": signal / len(sequences),
         "unscored_share": 1.0 - len(scored) / len(sequences),
         "truncated_share": sum(s.finish_reason == "length" for s in sequences) / len(sequences),
@@ -86,6 +89,7 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
     by_level: dict[str, list[Sequence]] = defaultdict(list)
     for sequence in scored:
         by_group[sequence.group].append(sequence)
+    for sequence in judged:
         by_level[sequence.level].append(sequence)
     equal = sum(len({s.reward for s in group}) == 1 for group in by_group.values())
     figures["zero_signal_share"] = equal / len(by_group)
@@ -93,7 +97,7 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
         len({s.text for s in group}) for group in by_group.values()
     ) / len(by_group)
     for name, wanted in (("correct", True), ("incorrect", False)):
-        lengths = [len(s.completion) for s in scored if s.correct is wanted]
+        lengths = [len(s.completion) for s in judged if s.correct is wanted]
         if lengths:
             figures[f"length_{name}"] = sum(lengths) / len(lengths)
     for level, members in sorted(by_level.items()):
@@ -104,12 +108,22 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
     return figures
 
 
-def weighted_mean(parts: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
-    """Return the mean of figures over parts, weighted by their token counts."""
-    totals: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
+def over_parts(parts: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:
+    """Return figures of a whole from those of its parts.
+
+    Names that end in `_min` and `_max` are the extremes; all others are means, weighted by the
+    parts' token counts.
+    """
+    values: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for count, figures in parts:
         for key, value in figures.items():
-            totals[key] += count * float(value)
-            counts[key] += count
-    return {key: totals[key] / counts[key] for key in totals}
+            values[key].append((count, float(value)))
+    found: dict[str, float] = {}
+    for key, pairs in values.items():
+        if key.endswith("_min"):
+            found[key] = min(value for _, value in pairs)
+        elif key.endswith("_max"):
+            found[key] = max(value for _, value in pairs)
+        else:
+            found[key] = sum(n * value for n, value in pairs) / sum(n for n, _ in pairs)
+    return found

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import random
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from data_prep.jsonl import write_rows
 from data_prep.schema import Problem
 from pipeline.batch import Sequence
 from pipeline.engines import Engine, Prompt, Sampling
-from pipeline.reward import reward_of
+from pipeline.methods import Method
 from verifiers import VerifierPool
+
+
+@dataclass(slots=True)
+class Drawn:
+    """The rollouts of one step.
+
+    Attributes:
+        everything: All samples, rewards set; prompts that could not be completed are left out
+            (the log says why).
+        chosen: Those of the groups that fill the batch; all of them for a method that takes
+            every group.
+        rounds: Refill rounds that were needed.
+    """
+
+    everything: list[Sequence]
+    chosen: list[Sequence]
+    rounds: int = 0
 
 
 class Rollouts:
@@ -21,6 +45,7 @@ class Rollouts:
         prompts: Their rendered tokens, in the same order.
         engine: Samples.
         pool: Judges.
+        method: Makes rewards of verdicts, and says which groups may fill the batch.
         sampling: How; `sampling.step` is replaced by the step.
         batch: Prompts a step.
         folder: Where each step's rollouts are logged.
@@ -32,6 +57,7 @@ class Rollouts:
         prompts: list[Prompt],
         engine: Engine,
         pool: VerifierPool,
+        method: Method,
         sampling: Sampling,
         batch: int,
         folder: Path,
@@ -39,6 +65,7 @@ class Rollouts:
         """Keep what a step needs."""
         self.problems, self.prompts = problems, prompts
         self.engine, self.pool, self.sampling = engine, pool, sampling
+        self.method = method
         self.batch, self.folder = batch, folder
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -54,14 +81,64 @@ class Rollouts:
             chosen += permutation[offset : offset + self.batch - len(chosen)]
         return chosen
 
-    def draw(self, step: int) -> list[Sequence]:
-        """Sample, judge and log the groups of a step.
+    def spare(self, step: int) -> list[int]:
+        """Return the other problems, in the order in which a step draws them for refilling.
 
-        Returns:
-            One sequence a sample, rewards set; prompts that could not be completed are left
-            out (the log says why).
+        A function of seed and step alone: earlier steps leave no position behind, so a step that
+        is taken again after a kill draws the same.
         """
-        indices = self.order(step)
+        own = set(self.order(step))
+        others = [i for i in range(len(self.problems)) if i not in own]
+        random.Random(f"{self.sampling.seed}/refill/{step}").shuffle(others)  # noqa: S311
+        return others
+
+    def draw(self, step: int) -> Drawn:
+        """Sample, judge and log the groups of a step, refilling where the method asks for it."""
+        drawn = Drawn([], [])
+        rows: list[dict[str, Any]] = []
+        waiting, spare = self.order(step), self.spare(step) if self.method.refill else []
+        places = asked = 0
+        while waiting:
+            sequences = self._sample(waiting, step, asked, drawn.rounds, rows)
+            asked += len(waiting)
+            drawn.everything += sequences
+            groups: dict[int, list[Sequence]] = defaultdict(list)
+            for sequence in sequences:
+                groups[sequence.group].append(sequence)
+            for group in groups.values():
+                usable = self.method.usable([s for s in group if s.reward is not None])
+                if usable and places < self.batch:
+                    places += 1
+                    drawn.chosen += group
+            missing = self.batch - places
+            if not missing or drawn.rounds == self.method.refill:
+                break
+            # As many as should fill the places at the share of usable groups so far.
+            count = min(self.batch, math.ceil(missing * asked / max(1, places)))
+            waiting, spare = spare[:count], spare[count:]
+            drawn.rounds += bool(waiting)
+        if self.method.refill and places < self.batch:
+            tqdm.write(
+                f"warning: step {step}: {places} of {self.batch} prompts are usable after "
+                f"{asked} drawn in {1 + drawn.rounds} rounds; the step is smaller. Easier or "
+                "harder problems, more samples a prompt or more refill rounds would fill it.",
+                file=sys.stderr,
+            )
+        write_rows(self.folder / f"step-{step:05d}.jsonl", rows)
+        return drawn
+
+    def _sample(
+        self, indices: list[int], step: int, first: int, refill: int, rows: list[dict[str, Any]]
+    ) -> list[Sequence]:
+        """Return the scored samples of some problems; append what was seen to `rows`.
+
+        Args:
+            indices: Which problems.
+            step: Takes part in the seeds.
+            first: Group number of the first of them.
+            refill: Which refill round this is; 0 is the step's own batch.
+            rows: The step's log.
+        """
         sampling = self.sampling.model_copy(update={"step": step})
         groups = self.engine.generate([self.prompts[i] for i in indices], sampling)
         pairs = [
@@ -71,13 +148,12 @@ class Rollouts:
         ]
         verdicts = iter(self.pool.verify_many(pairs))
         sequences: list[Sequence] = []
-        rows = []
-        for number, (i, group) in enumerate(zip(indices, groups, strict=True)):
+        for number, (i, group) in enumerate(zip(indices, groups, strict=True), start=first):
             if group.error is not None:
                 rows.append({"problem_id": group.prompt.id, "error": group.error})
             for index, completion in enumerate(group.completions):
                 verdict = next(verdicts)
-                reward = reward_of(verdict)
+                reward = self.method.reward(verdict, completion, sampling.max_tokens)
                 sequences.append(
                     Sequence(
                         prompt=list(group.prompt.token_ids),
@@ -85,7 +161,7 @@ class Rollouts:
                         mask=[True] * len(completion.token_ids),
                         group=number,
                         reward=reward,
-                        correct=None if reward is None else verdict.is_correct,
+                        correct=verdict.is_correct if verdict.is_scorable else None,
                         logprobs=completion.logprobs,
                         finish_reason=completion.finish_reason,
                         level=self.problems[i].level,
@@ -96,6 +172,7 @@ class Rollouts:
                     {
                         "problem_id": group.prompt.id,
                         "sample_index": index,
+                        "refill": refill,
                         "token_ids": completion.token_ids,
                         "logprobs": completion.logprobs,
                         "text": completion.text,
@@ -106,5 +183,4 @@ class Rollouts:
                         "reward": reward,
                     }
                 )
-        write_rows(self.folder / f"step-{step:05d}.jsonl", rows)
         return sequences

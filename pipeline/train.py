@@ -6,7 +6,9 @@
 The loop knows a method only by its gradient coefficient (methods.__init__): with normaliser
 weights 1/Z and the method's GC, both without gradient,
 
-    loss = − Σ_i Σ_t  sg(GC_{i,t} / Z_i) · log π_θ(o_{i,t} | q_i, o_{i,<t})
+    loss = − Σ_i Σ_t  sg(GC_{i,t} · is_{i,t} / Z_i) · log π_θ(o_{i,t} | q_i, o_{i,<t})
+
+where `is` corrects for a sampler that is not quite the trainer (pipeline.correction; 1 when off).
 
 What is shown as "objective" is the method's own J, computed beside it. Deviation from 000_…:
 groups without signal leave the step and its denominators; the paper leaves them in with
@@ -19,7 +21,6 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,23 +33,18 @@ from data_prep.errors import UserError, command
 from data_prep.formatting import load_formatter
 from data_prep.jsonl import write_rows
 from data_prep.run_folder import Stage
-from data_prep.schema import read_problems
 from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
 from pipeline.config import RunConfig, TrainConfig, load_run
-from pipeline.engines import create_engine
-from pipeline.fixed import Rows, read_log
-from pipeline.generate import checkpoint_of, profile_of, render_prompts
+from pipeline.correction import gap_figures, importance
+from pipeline.fixed import Rows
+from pipeline.generate import checkpoint_of, profile_of
 from pipeline.methods import Method, create_method
 from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
 from pipeline.optimizer import build_optimizer, learning_rate
 from pipeline.policy import check_head, token_logprobs
-from pipeline.records import Records, rollout_figures, weighted_mean
-from pipeline.rollout import Rollouts
+from pipeline.records import Records, over_parts
+from pipeline.source import open_source
 from pipeline.state import load_state, save_state
-from pipeline.verify import open_pool
-
-# A step's sequences with signal, and figures about how they came about.
-Draw = Callable[[int], tuple[list[Sequence], dict[str, float]]]
 
 
 class Trainer:
@@ -84,8 +80,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         figures: dict[str, float] = {}
-        for inner in range(self.method.config.updates):
-            found = self._accumulate(sequences, tokens)
+        last = self.method.config.updates - 1
+        for inner in range(last + 1):
+            found, own = self._accumulate(sequences, tokens)
             norm = torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.config.optimizer.clip_norm or math.inf
             )
@@ -94,18 +91,25 @@ class Trainer:
             self.optimizer.step()
             if inner == 0:
                 figures = {**found, "grad_norm": float(norm), "learning_rate": rate}
+            if inner == last:
+                # Before the first update every ratio is 1 and nothing is clipped.
+                figures |= own
         return figures
 
-    def _accumulate(self, sequences: list[Sequence], tokens: Tokens) -> dict[str, float]:
-        """Add the whole step's gradient, one micro-batch at a time; return its figures.
+    def _accumulate(
+        self, sequences: list[Sequence], tokens: Tokens
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Add the whole step's gradient, one micro-batch at a time.
 
-        The first pass over a batch fills `tokens.old_logp`: π_old is the policy before the
-        first update on it.
+        Returns the loop's figures and the method's own. The first pass over a batch fills
+        `tokens.old_logp`: π_old is the policy before the first update on it.
         """
         self.optimizer.zero_grad(set_to_none=True)
         first = tokens.old_logp is None
         old = torch.zeros_like(tokens.weight) if first else None
         parts: list[tuple[int, dict[str, float]]] = []
+        own: list[tuple[int, dict[str, float]]] = []
+        sampled = self.method.source == "policy"
         objective = 0.0
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
             layout, view = micro.layout.to(self.device), micro.tokens.to(self.device)
@@ -118,17 +122,19 @@ class Trainer:
                 with torch.no_grad():
                     view.ref_logp = self._forward(self.reference, layout)[0]
             coefficient = self.method.gradient_coefficient(view, now) * view.weight
+            if sampled:
+                coefficient = coefficient * importance(view, self.config.correction)
             loss = -(coefficient * logp).sum()
             loss.backward()
             objective += float(self.method.objective(view, now))
-            found = {"entropy": float(entropy.mean()), **self.method.figures(view, now)}
-            gap = (now - view.sampler_logp).abs()
-            if first and not torch.isnan(gap).any() and self.method.source == "policy":
-                found["sampler_gap_mean"] = float(gap.mean())
+            found = {"entropy": float(entropy.mean())}
+            if first and sampled:
+                found |= gap_figures(view, self.config.correction)
             parts.append((len(now), found))
+            own.append((len(now), self.method.figures(view, now)))
         if old is not None:
             tokens.old_logp = old
-        return {"objective": objective, **weighted_mean(parts)}
+        return {"objective": objective, **over_parts(parts)}, over_parts(own)
 
     def _forward(self, model: Any, layout: Layout) -> tuple[Tensor, Tensor]:
         autocast = self.config.precision == "bfloat16"
@@ -148,8 +154,8 @@ class Trainer:
 def train(run: RunConfig, config: TrainConfig) -> Path:
     """Run one training stage; return its folder, which holds `checkpoint/` and `steps.jsonl`."""
     method = create_method(config.method)
-    out = Path(run.out)
     _refuse_nonsense(run, config, method)
+    out = Path(run.out)
     stage = Stage(out, config.name, _settings(run, config, method), _inputs(run, config, method))
     if stage.is_complete:
         return stage.final
@@ -172,7 +178,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
 
     with ExitStack() as cleanup:
         context = int(model.config.max_position_embeddings)
-        draw, total, engine = _data(
+        draw, total, engine = open_source(
             run, config, method, init, tokenizer, profile, context, work, cleanup
         )
         held_out = None
@@ -220,120 +226,44 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
     return stage.complete(scratch=("state",), steps=total, parameters=parameters)
 
 
+def _init(run: RunConfig, config: TrainConfig) -> str | Path:
+    return run.model.path if config.init == "model" else checkpoint_of(run, config.init)
+
+
 def _refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None:
-    """Say what cannot work before anything is loaded.
+    """Refuse what cannot work, would be ignored, or would bias the gradient without a word.
 
     Raises:
-        UserError: A method that compares with an earlier model starts from random weights; a
-            method that samples has no number of steps; sampling is truncated, so that the
-            sampler's log-probs are not the policy's and every ratio would be biased.
+        UserError: Before anything is loaded.
     """
-    where = f"stage {config.name!r}"
+    where = f"stage {config.name!r}, key"
     if method.source != "rows" and config.init == "model" and not run.model.path:
         raise UserError(
-            f"{where}, key 'init'",
-            "a model with random weights",
-            "a trained model",
-            'set init = "sft"',
+            f"{where} 'init'", "a model with random weights", "a trained model", 'set init = "sft"'
         )
-    if method.source != "policy":
-        return
-    if not config.steps:
+    if method.source == "policy" and not config.steps:
         raise UserError(
-            f"{where}, key 'steps'",
+            f"{where} 'steps'",
             "0 with a method that samples",
             "a number of steps",
             "set `steps`",
         )
-    sampling = run.sampling
-    if (sampling.top_p < 1.0 or sampling.top_k) and not sampling.allow_truncated_sampling:
+    if method.source != "policy" and config.correction.kind != "off":
         raise UserError(
-            f"{where}, table 'sampling'",
-            f"top_p = {sampling.top_p}, top_k = {sampling.top_k}",
-            "top_p = 1 and top_k = 0: truncation biases the policy ratio",
-            "remove them, or set allow_truncated_sampling = true",
+            f"{where} 'correction'",
+            f"{config.correction.kind!r} for {config.method.kind!r}, which does not sample",
+            "'off'",
+            "remove the key, or train a method that samples",
         )
-
-
-def _data(
-    run: RunConfig,
-    config: TrainConfig,
-    method: Method,
-    init: str | Path | None,
-    tokenizer: Any,
-    profile: str,
-    context: int,
-    work: Path,
-    cleanup: ExitStack,
-) -> tuple[Draw, int, Any]:
-    """Return how a step's batch is drawn, the number of steps, and the engine if there is one."""
-    out = Path(run.out)
-    if method.source == "rows":
-        rows = Rows(out / "data" / "sft_train.parquet")
-        if rows.longest > context:
-            raise UserError(
-                f"stage {config.name!r}",
-                f"a row of {rows.longest} tokens, and a model whose context holds {context}",
-                "rows that fit",
-                "lower data.max_length, or raise model.context",
-            )
-        epoch = math.ceil(len(rows) / config.batch)
-        total = config.steps or epoch
-
-        def supervised(step: int) -> tuple[list[Sequence], dict[str, float]]:
-            first = step % epoch * config.batch
-            return rows.take(first, min(first + config.batch, len(rows))), {}
-
-        return supervised, total, None
-    if method.source == "samples":
-        log = read_log(out / "generate", out / "verify")
-        units = method.select(log, run.seed)
-        if not units:
-            raise UserError(
-                f"stage {config.name!r}",
-                f"no sample of {len(log)} can be used",
-                "correct samples (RFT), or correct and incorrect ones of one problem (DPO)",
-                "sample more, or start from a model that solves some of the problems",
-            )
-        epoch = math.ceil(len(units) / config.batch)
-        total = config.steps or epoch
-
-        def selected(step: int) -> tuple[list[Sequence], dict[str, float]]:
-            first = step % epoch * config.batch
-            chosen = units[first : first + config.batch]
-            # Units of one batch stay apart: a group is a pair, or a single sample.
-            return [
-                sequence.in_group(number) for number, unit in enumerate(chosen) for sequence in unit
-            ], {}
-
-        return selected, total, None
-    problems = list(read_problems(out / "data" / "train.jsonl"))
-    engine = create_engine(run.engine, str(init))
-    cleanup.callback(engine.close)
-    pool = cleanup.enter_context(
-        open_pool(run.verify.checker, run.verify.workers, run.verify.time_limit_s)
-    )
-    sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
-    rollouts = Rollouts(
-        problems,
-        render_prompts(problems, tokenizer, profile),
-        engine,
-        pool,
-        sampling,
-        config.batch,
-        work / "rollouts",
-    )
-
-    def sampled(step: int) -> tuple[list[Sequence], dict[str, float]]:
-        sequences = rollouts.draw(step)
-        kept = method.advantages(sequences)
-        return kept, rollout_figures(sequences, len(kept))
-
-    return sampled, config.steps, engine
-
-
-def _init(run: RunConfig, config: TrainConfig) -> str | Path:
-    return run.model.path if config.init == "model" else checkpoint_of(run, config.init)
+    sampling = run.sampling
+    truncated = sampling.top_p < 1.0 or sampling.top_k > 0
+    if method.source == "policy" and truncated and not config.allow_truncated_sampling:
+        raise UserError(
+            f"{where} 'allow_truncated_sampling'",
+            f"top_p = {sampling.top_p}, top_k = {sampling.top_k} while training",
+            "samples of the whole distribution: truncation biases every ratio",
+            "set top_p = 1 and top_k = 0 under [sampling], or allow_truncated_sampling = true",
+        )
 
 
 def _settings(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:

@@ -16,7 +16,7 @@ only the coefficient, and one conformance test over all files proves the two equ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -25,6 +25,11 @@ from data_prep.config import PluginConfig
 from data_prep.plugins import load_plugin
 from pipeline.batch import Sequence, Tokens
 from pipeline.normaliser import Normaliser, token_weights
+from pipeline.reward import reward_of
+
+if TYPE_CHECKING:
+    from pipeline.engines import Completion
+    from verifiers import Verdict
 
 Source = Literal["rows", "samples", "policy"]
 
@@ -48,10 +53,13 @@ class Method(ABC):
         source: "rows" (supervised rows), "samples" (a sample log with verdicts, made once) or
             "policy" (sampled afresh from the current policy each step).
         reference: Whether log π_ref is needed.
+        refill: How often a step may draw further prompts in place of groups that are not
+            `usable`; 0 draws once.
     """
 
     source: ClassVar[Source]
     reference: bool = False
+    refill: int = 0
 
     def __init__(self, config: MethodConfig) -> None:
         """Keep the settings."""
@@ -64,6 +72,22 @@ class Method(ABC):
         with `source = "samples"` are asked.
         """
         raise TypeError(f"{type(self).__module__} does not train on a fixed log")
+
+    def reward(self, verdict: Verdict, completion: Completion, max_tokens: int) -> float | None:
+        """Return the reward of one sample; None takes it out of the step.
+
+        Only methods with `source = "policy"` are asked.
+
+        Args:
+            verdict: What the verifier said.
+            completion: What it was said about.
+            max_tokens: Longest completion that sampling allows.
+        """
+        return reward_of(verdict)
+
+    def usable(self, group: list[Sequence]) -> bool:
+        """Return whether a group, its scored sequences, may fill a place in the batch."""
+        return True
 
     def advantages(self, sequences: list[Sequence]) -> list[Sequence]:
         """Set advantages from rewards; return the sequences that carry signal.

@@ -10,11 +10,24 @@ from pipeline.batch import Sequence, Tokens, flatten
 from pipeline.methods import Method, create_method
 
 NAMES = plugin_names("pipeline.methods")
+NORMALISERS = [{"normaliser": kind} for kind in ("sequence", "token", "group_token", "constant")]
+KL = [{"beta": 0.3, "kl": kind} for kind in ("k1", "k2", "k3")]
+WIDE = {"clip_low": 0.1, "clip_high": 0.4}
+SURROGATE = [{}, WIDE, *KL, *NORMALISERS]
 VARIANTS = {
+    "cispo": [*SURROGATE, {"clip_low": 0.3}],
+    "dapo": [*SURROGATE, {"overlong_share": 0.0, "overlong_mask": True, "refill": 0}],
     "dpo": [{}, {"length_norm": True}, {"beta": 0.7}],
-    "grpo": [{}, {"beta": 0.0}, {"clip_low": 0.1, "clip_high": 0.4, "normaliser": "token"}],
+    "dr_grpo": SURROGATE,
+    "grpo": [*SURROGATE, {"beta": 0.0}, {"epsilon": 0.1}],
+    "gspo": [*SURROGATE, {**WIDE, "beta": 0.3, "kl": "k1"}],
+    "online_rft": [*NORMALISERS, {"denominator": "sampled"}],
+    "reinforce": NORMALISERS,
     "rft": [{}, {"denominator": "sampled"}],
+    "rloo": SURROGATE,
+    "sft": NORMALISERS,
 }
+CLIPPED = ["cispo", "dapo", "dr_grpo", "grpo", "gspo", "rloo"]
 CASES = [(name, options) for name in NAMES for options in VARIANTS.get(name, [{}])]
 
 
@@ -70,12 +83,32 @@ def test_objective_and_coefficient_agree(name, options, seed):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_every_kind_is_here():
+    assert set(VARIANTS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_the_random_steps_lie_on_both_sides_of_every_edge(name):
+    method = make(name, {"clip_low": 0.1, "clip_high": 0.1})
+    found = set()
+    for seed in range(8):
+        tokens = random_step(seed)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(tokens.weight.shape, dtype=torch.float64, generator=generator)
+        tokens.old_logp = 0.4 * noise
+        ratio = method.ratio(tokens, torch.zeros_like(noise))  # type: ignore[attr-defined]
+        where = torch.bucketize(ratio, torch.tensor([0.9, 1.1], dtype=torch.float64))
+        found |= set(zip(where.tolist(), tokens.advantage.sign().tolist(), strict=True))
+    assert found == {(part, sign) for part in (0, 1, 2) for sign in (-1.0, 1.0)}
+
+
+@pytest.mark.parametrize("name", CLIPPED)
 @pytest.mark.parametrize("side", [-1.0, 1.0])
 @pytest.mark.parametrize("edge", ["low", "high"])
 @pytest.mark.parametrize("nudge", [-1e-9, 0.0, 1e-9])
-def test_grpo_at_the_edges_of_the_clip(side, edge, nudge):
+def test_at_the_edges_of_the_clip(name, side, edge, nudge):
     # Edges that float64 holds exactly, so that "at the edge" is really at it.
-    method = make("grpo", {"beta": 0.0, "clip_low": 0.5, "clip_high": 0.5})
+    method = make(name, {"beta": 0.0, "clip_low": 0.5, "clip_high": 0.5})
     tokens = flatten([Sequence([1], [2], [True], 0, reward=1.0, advantage=side)], torch.float64)
     tokens.weight = method.weights(tokens, 8)
     logp = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -89,4 +122,21 @@ def test_grpo_at_the_edges_of_the_clip(side, edge, nudge):
     beyond = (edge == "high" and side > 0 and nudge > 0) or (
         edge == "low" and side < 0 and nudge < 0
     )
-    assert (float(found) == 0.0) is beyond
+    weight = float(tokens.weight) * side
+    if name == "cispo":
+        # A bounded weight beyond the edge, on whichever side the advantage points.
+        assert float(found) == pytest.approx(weight * min(1.5, max(0.5, ratio)), rel=1e-12)
+    else:
+        assert float(found) == pytest.approx(0.0 if beyond else weight * ratio, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_a_term_without_its_log_probs_is_an_error(name):
+    tokens = random_step(0)
+    logp = torch.zeros_like(tokens.weight)
+    method = make(name, {"beta": 0.3})
+    with pytest.raises(ValueError, match="behaviour policy"):
+        method.gradient_coefficient(tokens, logp)
+    tokens.old_logp = logp
+    with pytest.raises(ValueError, match="reference"):
+        method.gradient_coefficient(tokens, logp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data_prep.build import build
+from data_prep.config import validate
 from data_prep.errors import UserError
 from data_prep.jsonl import read_rows, write_rows
+from data_prep.plugins import plugin_names
 from pipeline import generate as generate_module
+from pipeline import rollout as rollout_module
 from pipeline import train as train_module
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, SamplingConfig, TrainConfig
 from pipeline.fixed import read_log
 from pipeline.generate import generate
 from pipeline.model import load_tokenizer
@@ -25,9 +29,26 @@ from pipeline.verify import verify
 
 from .small_run import small_run, write_small
 
+# Methods that sample, as changes to the grpo stage of the small run.
+ONLINE = {
+    "online_rft": {"updates": 2},
+    "dr_grpo": {"updates": 2},
+    "rloo": {"beta": 0.05, "kl": "k1"},
+    "reinforce": {},
+    "gspo": {"updates": 2, "clip_low": 0.01, "clip_high": 0.01},
+    "cispo": {"updates": 2, "beta": 0.05, "kl": "k2"},
+    "dapo": {"updates": 2, "refill": 3},
+}
 
-def stage(run: RunConfig, name: str):
-    return next(s for s in run.train if s.name == name)
+
+def stage(run: RunConfig, name: str, **changes):
+    """Return a training stage of the small run, or one made of its grpo stage."""
+    found = next((s for s in run.train if s.name == name), None)
+    if found is None:
+        grpo = next(s for s in run.train if s.name == "grpo")
+        changes = {"name": name, "method": {"kind": name, **ONLINE[name]}, **changes}
+        return validate(TrainConfig, {**grpo.model_dump(), **changes}, name)
+    return validate(TrainConfig, {**found.model_dump(), **changes}, name)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +92,7 @@ def interrupt_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(train_module.Records, "write", write)
 
 
-@pytest.mark.parametrize("name", ["sft", "rft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", ["sft", "rft", "dpo", "grpo", *ONLINE])
 def test_an_interrupted_training_ends_bit_for_bit_the_same(run, monkeypatch, tmp_path, name):
     if name == "sft":
         shutil.rmtree(Path(run.out) / "sft")
@@ -92,6 +113,10 @@ def test_an_interrupted_training_ends_bit_for_bit_the_same(run, monkeypatch, tmp
     steps = [row["step"] for _, row in read_rows(found / "steps.jsonl")]
     assert steps == list(range(config.steps))
     assert weights(found) != weights(Path(run.out) / "sft") or name == "sft"
+
+
+def test_every_method_is_resumed_somewhere():
+    assert set(plugin_names("pipeline.methods")) == {"sft", "rft", "dpo", "grpo", *ONLINE}
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(run, monkeypatch):
@@ -219,6 +244,94 @@ def test_grpo_logs_its_rollouts_and_figures(run):
     assert all(row["zero_signal_share"] <= 1 for row in figures)
 
 
+def test_figures_of_ratios_are_those_of_the_last_update(run):
+    """Before the first update every ratio is 1; two updates later some are not."""
+    folder = train(run, stage(run, "grpo", optimizer={"learning_rate": 5e-3, "warmup_steps": 0}))
+    figures = [row for _, row in read_rows(folder / "steps.jsonl")]
+    taken = [row for row in figures if "ratio_min" in row]
+    assert taken
+    assert any(row["ratio_min"] < 0.999 and row["ratio_max"] > 1.001 for row in taken)
+    assert all(row["kl_k3"] >= -1e-6 and row["kl_k2"] >= 0 for row in taken)
+
+
+def test_dapo_fills_its_batch_with_prompts_of_mixed_accuracy(run):
+    folder = train(run, stage(run, "dapo"))
+    rounds, full = [], []
+    for _, figures in read_rows(folder / "steps.jsonl"):
+        log = folder / "rollouts" / f"step-{figures['step']:05d}.jsonl"
+        rows = [row for _, row in read_rows(log)]
+        groups: dict[str, list[str]] = {}
+        for row in rows:
+            groups.setdefault(row["problem_id"], []).append(row["outcome"])
+        assert all(len(outcomes) == 4 for outcomes in groups.values())
+        mixed = sum(len(set(outcomes)) > 1 for outcomes in groups.values())
+        assert figures["refill_rounds"] == max(row["refill"] for row in rows)
+        # A mixed group loses its signal where the overlong penalty evens its rewards out.
+        full.append(min(mixed, 3) / len(groups) - figures["signal_share"])
+        assert full[-1] >= -1e-6
+        assert mixed >= 3 or figures["refill_rounds"] == 3
+        rounds.append(figures["refill_rounds"])
+    # Both ways of a step are walked: enough at once, and refilled.
+    assert 0 in rounds
+    assert max(rounds) > 0
+    assert min(full) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["off", "token", "sequence"])
+def test_the_gap_between_sampler_and_trainer_is_logged_every_step(run, kind):
+    config = stage(run, "grpo", correction={"kind": kind})
+    folder = train(run, config)
+    for _, row in read_rows(folder / "steps.jsonl"):
+        if "objective" not in row:
+            continue
+        # Two implementations in float32: close, and not the same.
+        assert 0 < row["sampler_gap_mean"] <= row["sampler_gap_max"] < 1e-3
+        assert abs(row["sampler_kl"]) <= row["sampler_gap_mean"]
+        assert ("correction_mean" in row) is (kind != "off")
+        if kind != "off":
+            assert row["correction_mean"] == pytest.approx(1.0, abs=1e-2)
+            assert row["correction_capped_share"] == 0.0
+
+
+def test_a_correction_changes_the_step_by_its_weights(run, monkeypatch):
+    """A sampler that reports log-probs too low by log 4 is capped at weight 2 everywhere."""
+    draw = rollout_module.Rollouts.draw
+
+    def off_by_log_four(self, step):
+        drawn = draw(self, step)
+        for sequence in drawn.everything:
+            sequence.logprobs = [value - math.log(4.0) for value in sequence.logprobs]
+        return drawn
+
+    # No clipping and one step: the norm of the gradient is what the weights make it.
+    plain = {"steps": 1, "optimizer": {"clip_norm": 0.0}}
+    norms = {}
+    for kind in ("off", "token", "sequence"):
+        with monkeypatch.context() as patch:
+            patch.setattr(rollout_module.Rollouts, "draw", off_by_log_four)
+            config = stage(run, "grpo", correction={"kind": kind, "cap": 2.0}, **plain)
+            folder = train(run, config)
+        ((_, row),) = read_rows(folder / "steps.jsonl")
+        norms[kind] = row["grad_norm"]
+        assert row["sampler_gap_mean"] == pytest.approx(math.log(4.0), abs=1e-3)
+        if kind != "off":
+            assert row["correction_capped_share"] == 1.0
+    assert norms["token"] == pytest.approx(2.0 * norms["off"], rel=1e-4)
+    assert norms["sequence"] == pytest.approx(2.0 * norms["off"], rel=1e-4)
+
+
+def test_options_that_make_no_sense_are_refused(run):
+    with pytest.raises(UserError, match="correction"):
+        train(run, stage(run, "rft", correction={"kind": "token"}))
+    truncated = run.model_copy(update={"sampling": SamplingConfig(max_tokens=20, top_p=0.9)})
+    with pytest.raises(UserError, match=r"top_p = 0\.9"):
+        train(truncated, stage(run, "rloo"))
+    allowed = stage(run, "rloo", allow_truncated_sampling=True, steps=1)
+    assert (train(truncated, allowed) / "checkpoint").is_dir()
+    with pytest.raises(UserError, match="updates"):
+        stage(run, "reinforce", method={"kind": "reinforce", "updates": 2})
+
+
 def test_a_gradient_that_is_not_finite_stops_with_the_batch_kept(run, monkeypatch):
     config = stage(run, "rft")
     from pipeline.methods.rft import Rft
@@ -264,7 +377,7 @@ def test_a_given_checkpoint_takes_the_place_of_the_built_model_by_one_line(tmp_p
 def test_nonsense_is_refused_before_anything_is_loaded(run):
     sft, grpo = stage(run, "sft"), stage(run, "grpo")
     truncated = run.model_copy(update={"sampling": run.sampling.model_copy(update={"top_p": 0.9})})
-    with pytest.raises(UserError, match="biases the policy ratio"):
+    with pytest.raises(UserError, match="biases every ratio"):
         train(truncated, grpo)
     with pytest.raises(UserError, match="random weights"):
         train(run, grpo.model_copy(update={"init": "model"}))
@@ -276,8 +389,9 @@ def test_nonsense_is_refused_before_anything_is_loaded(run):
 
 
 def test_truncated_sampling_can_be_allowed(run):
-    sampling = run.sampling.model_copy(update={"top_p": 0.9, "allow_truncated_sampling": True})
-    folder = train(run.model_copy(update={"sampling": sampling}), stage(run, "grpo"))
+    sampling = run.sampling.model_copy(update={"top_p": 0.9})
+    grpo = stage(run, "grpo").model_copy(update={"allow_truncated_sampling": True})
+    folder = train(run.model_copy(update={"sampling": sampling}), grpo)
     assert (folder / "checkpoint").is_dir()
 
 

@@ -1,0 +1,174 @@
+"""What a step draws: which prompts, how refilling fills the batch, and how it gives up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.schema import Problem
+from pipeline.engines import Completion, Group, Prompt, Sampling
+from pipeline.methods import dapo, grpo
+from pipeline.records import rollout_figures
+from pipeline.rollout import Rollouts
+from verifiers import Outcome, Verdict
+
+
+class Engine:
+    """Completes prompt p<i> with `size` samples; those below `correct[i]` say "yes"."""
+
+    policy_version = 0
+
+    def __init__(self, correct: list[int], finish_reason: str = "stop"):
+        self.correct, self.finish_reason = correct, finish_reason
+        self.asked: list[list[int]] = []
+
+    def generate(self, prompts, sampling):
+        indices = [int(prompt.id[1:]) for prompt in prompts]
+        self.asked.append(indices)
+        groups = []
+        for i, prompt in zip(indices, prompts, strict=True):
+            if self.correct[i] < 0:
+                groups.append(Group(prompt, error="too long"))
+                continue
+            texts = ["yes" if s < self.correct[i] else "no" for s in range(sampling.n)]
+            groups.append(
+                Group(
+                    prompt,
+                    [Completion([5, 6], [-1.0, -1.0], t, self.finish_reason, 0) for t in texts],  # type: ignore[arg-type]
+                )
+            )
+        return groups
+
+
+class Pool:
+    def verify_many(self, pairs):
+        names = {"yes": Outcome.CORRECT, "no": Outcome.INCORRECT}
+        return [Verdict(names[text]) for _, text in pairs]
+
+
+def rollouts(folder: Path, correct: list[int], method, batch: int, **engine) -> Rollouts:
+    problems = [
+        Problem(id=f"p{i}", question="?", answer="yes", source="test", split="train")
+        for i in range(len(correct))
+    ]
+    prompts = [Prompt(f"p{i}", (1, 2)) for i in range(len(correct))]
+    return Rollouts(
+        problems,
+        prompts,
+        Engine(correct, **engine),  # type: ignore[arg-type]
+        Pool(),  # type: ignore[arg-type]
+        method,
+        Sampling(n=4, seed=3, max_tokens=10),
+        batch,
+        folder,
+    )
+
+
+def dapo_with(**options) -> dapo.Dapo:
+    return dapo.create(dapo.Config(**options))
+
+
+def problems_of(drawn, made: Rollouts) -> list[int]:
+    """The problems of the chosen groups, in order; groups are numbered in the order of asking."""
+    asked = [i for batch in made.engine.asked for i in batch]  # type: ignore[attr-defined]
+    return list(dict.fromkeys(asked[s.group] for s in drawn.chosen))
+
+
+def test_a_method_without_refill_takes_every_group_once(tmp_path):
+    made = rollouts(tmp_path, [0, 4, 2, 1], grpo.create(grpo.Config()), batch=4)
+    drawn = made.draw(0)
+    assert len(made.engine.asked) == 1  # type: ignore[attr-defined]
+    assert drawn.chosen == drawn.everything
+    assert len(drawn.chosen) == 16
+    assert drawn.rounds == 0
+
+
+def test_a_batch_is_refilled_until_it_is_full_of_mixed_groups(tmp_path, capsys):
+    correct = [0, 4, 2, 0, 1, 4, 3, 0, 2, 1, 0, 4]
+    made = rollouts(tmp_path, correct, dapo_with(refill=20), batch=4)
+    drawn = made.draw(0)
+    chosen = problems_of(drawn, made)
+    assert len(chosen) == 4
+    assert all(0 < correct[i] < 4 for i in chosen)
+    asked = [i for batch in made.engine.asked for i in batch]  # type: ignore[attr-defined]
+    assert len(asked) == len(set(asked))
+    # The first mixed ones that were drawn, none left out for a later one.
+    assert chosen == [i for i in asked if 0 < correct[i] < 4][:4]
+    assert drawn.rounds == len(made.engine.asked) - 1 > 0  # type: ignore[attr-defined]
+    assert len(drawn.everything) == 4 * len(asked)
+    rows = [json.loads(line) for line in (tmp_path / "step-00000.jsonl").read_text().splitlines()]
+    assert len(rows) == len(drawn.everything)
+    assert {row["refill"] for row in rows} == set(range(drawn.rounds + 1))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_step_draws_the_same_whatever_came_before(tmp_path):
+    correct = [0, 4, 2, 0, 1, 4, 3, 0, 2, 1, 0, 4]
+    first = rollouts(tmp_path / "a", correct, dapo_with(refill=20), batch=3)
+    for step in range(4):
+        first.draw(step)
+    log = (tmp_path / "a" / "step-00003.jsonl").read_bytes()
+    alone = rollouts(tmp_path / "b", correct, dapo_with(refill=20), batch=3)
+    alone.draw(3)
+    assert (tmp_path / "b" / "step-00003.jsonl").read_bytes() == log
+
+
+def test_refills_of_two_steps_come_in_different_orders(tmp_path, monkeypatch):
+    made = rollouts(tmp_path, [1] * 12, dapo_with(), batch=3)
+    monkeypatch.setattr(made, "order", lambda step: [0, 1, 2])
+    orders = {tuple(made.spare(step)) for step in range(8)}
+    assert len(orders) == 8
+    assert {tuple(sorted(order)) for order in orders} == {tuple(range(3, 12))}
+
+
+@pytest.mark.parametrize(("refill", "asked"), [(0, 2), (1, 4), (2, 6)])
+def test_after_the_last_round_it_says_what_is_missing(tmp_path, capsys, refill, asked):
+    made = rollouts(tmp_path, [0] * 12, dapo_with(refill=refill), batch=2)
+    drawn = made.draw(0)
+    assert drawn.chosen == []
+    assert len(drawn.everything) == 4 * asked
+    assert drawn.rounds == refill
+    found = capsys.readouterr().err
+    if refill:
+        assert f"step 0: 0 of 2 prompts are usable after {asked} drawn in {refill + 1}" in found
+    else:
+        assert found == ""
+
+
+def test_no_problem_is_drawn_twice_when_they_run_out(tmp_path, capsys):
+    made = rollouts(tmp_path, [0, 0, 2, 0, 0], dapo_with(refill=50), batch=2)
+    drawn = made.draw(0)
+    assert problems_of(drawn, made) == [2]
+    asked = [i for batch in made.engine.asked for i in batch]  # type: ignore[attr-defined]
+    assert sorted(asked) == [0, 1, 2, 3, 4]
+    assert "1 of 2 prompts are usable after 5 drawn" in capsys.readouterr().err
+
+
+def test_prompts_that_cannot_be_completed_are_replaced(tmp_path):
+    made = rollouts(tmp_path, [-1, 2, 1, -1, 3], dapo_with(refill=10), batch=3)
+    drawn = made.draw(0)
+    assert sorted(problems_of(drawn, made)) == [1, 2, 4]
+
+
+def test_the_overlong_mask_takes_cut_off_samples_out_but_keeps_their_verdict(tmp_path):
+    method = dapo_with(overlong_mask=True, refill=0)
+    made = rollouts(tmp_path, [2, 2], method, batch=2, finish_reason="length")
+    drawn = made.draw(0)
+    assert drawn.chosen == []
+    assert all(s.reward is None for s in drawn.everything)
+    assert [s.correct for s in drawn.everything[:4]] == [True, True, False, False]
+    kept = rollouts(tmp_path, [2, 2], method, batch=2).draw(0)
+    assert len(kept.chosen) == 8
+
+
+def test_accuracy_counts_what_was_judged_and_rewards_what_was_scored(tmp_path):
+    made = rollouts(tmp_path, [1, 3], dapo_with(overlong_mask=True), batch=2)
+    drawn = made.draw(0)
+    for sequence in drawn.everything[:2]:  # one correct, one not, cut off
+        sequence.reward = None
+    found = rollout_figures(drawn.everything, len(drawn.chosen))
+    assert found["accuracy"] == pytest.approx(4 / 8)
+    assert found["reward_mean"] == pytest.approx(3 / 6)
+    assert found["unscored_share"] == pytest.approx(2 / 8)
