@@ -28,7 +28,7 @@ PAGE = Path(__file__).parent / "page"
 # What the training curves show, in this order, where a stage has it.
 CURVES = (
     "loss", "validation_loss", "objective", "reward_mean", "accuracy", "entropy",
-    "completion_length", "zero_signal_share", "truncated_share", "grad_norm", "kl",
+    "completion_length", "zero_signal_share", "truncated_share", "grad_norm", "kl_k3",
     "clip_share", "learning_rate",
 )
 EXTRA_COLUMNS = ("truncated", "no_answer", "timeouts", "unjudged", "not_run")
