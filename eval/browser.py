@@ -23,8 +23,14 @@ from pipeline.samples import Sample, read_samples
 BLOCK_SAMPLES = 800
 # A sample of a model that never stops must not fill the page.
 LONGEST_TEXT = 20_000
-CODES = {"correct": "c", "incorrect": "i", "no_answer": "n", "timeout": "t",
-         "gold_unparseable": "g", "error": "e"}
+CODES = {
+    "correct": "c",
+    "incorrect": "i",
+    "no_answer": "n",
+    "timeout": "t",
+    "gold_unparseable": "g",
+    "error": "e",
+}
 
 
 def browser_index(results: Results) -> dict[str, Any]:
@@ -53,15 +59,18 @@ def browser_index(results: Results) -> dict[str, Any]:
         suite["results"][checkpoint] = {
             "greedy": "".join(CODES[row.outcome] for row in greedy),
             "right": [sum(r.is_correct for r in group) for group in sampled],
-            "cut": [_count(group, row, "length") for group, row in
-                    zip(sampled, greedy, strict=True)],
+            "cut": [
+                _count(group, row, "length") for group, row in zip(sampled, greedy, strict=True)
+            ],
             "silent": [sum(r.answer_class is None for r in group) for group in sampled],
         }
         second = second_outcomes(results, checkpoint, name)
         if second:
             suite["results"][checkpoint]["disputed"] = [
-                sum(row.is_correct != (code == "c")
-                    for row, code in zip((single, *group), codes, strict=True))
+                sum(
+                    row.is_correct != (code == "c")
+                    for row, code in zip((single, *group), codes, strict=True)
+                )
                 for group, single, codes in zip(sampled, greedy, second, strict=True)
             ]
     return {"checkpoints": results.checkpoints, "suites": suites}
@@ -79,8 +88,10 @@ def second_outcomes(results: Results, checkpoint: str, suite: str) -> list[str]:
     n = results.figures[checkpoint][suite]["n"]
     sampled = read_graded(folder / "second" / "verdicts.jsonl", ids, n)
     greedy = read_graded(folder / "second" / "greedy_verdicts.jsonl", ids, 1)
-    return ["".join(CODES[row.outcome] for row in (*single, *group))
-            for single, group in zip(greedy, sampled, strict=True)]
+    return [
+        "".join(CODES[row.outcome] for row in (*single, *group))
+        for single, group in zip(greedy, sampled, strict=True)
+    ]
 
 
 def _count(group: Sequence[Graded], greedy: Graded, reason: str) -> int:
@@ -115,8 +126,12 @@ def browser_blocks(results: Results, index: dict[str, Any]) -> Iterator[tuple[st
         for group, row, several, single, other in zip(
             sampled, greedy, texts, first, letters, strict=True
         ):
-            items.append([_sample(g, t, o) for g, t, o in
-                          zip([row, *group], [*single, *several], other, strict=True)])
+            items.append(
+                [
+                    _sample(g, t, o)
+                    for g, t, o in zip([row, *group], [*single, *several], other, strict=True)
+                ]
+            )
             if len(items) == size:
                 yield f"{suite}/{checkpoint}/{number}", _pack(items)
                 items, number = [], number + 1
@@ -126,6 +141,7 @@ def browser_blocks(results: Results, index: dict[str, Any]) -> Iterator[tuple[st
 
 def _texts(folder: Path, label: str) -> Iterator[list[str]]:
     """Yield the texts of one question after the other, from the shards of a log."""
+
     def log() -> Iterable[Sample]:
         for path in log_shards(folder, label):
             yield from read_samples(path)
@@ -137,8 +153,17 @@ def _texts(folder: Path, label: str) -> Iterator[list[str]]:
 def _sample(row: Graded, text: str, second: str | None) -> list[Any]:
     if len(text) > LONGEST_TEXT:
         text = f"{text[:LONGEST_TEXT]} … ({len(text) - LONGEST_TEXT} characters more in the log)"
-    return [text, CODES[row.outcome], row.extracted, row.rule, row.answer_class, row.tokens,
-            row.finish_reason, row.detail, second]
+    return [
+        text,
+        CODES[row.outcome],
+        row.extracted,
+        row.rule,
+        row.answer_class,
+        row.tokens,
+        row.finish_reason,
+        row.detail,
+        second,
+    ]
 
 
 def _pack(items: list[list[Any]]) -> str:

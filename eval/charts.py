@@ -22,7 +22,9 @@ SERIES = ("#a00001", "#a00002", "#a00003", "#a00004", "#a00005", "#a00006", "#a0
 INK, MUTED, GRID = "#b00001", "#b00002", "#b00003"
 _VARIABLES = {
     **{colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)},
-    INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)",
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLE = {
@@ -53,9 +55,7 @@ _STYLE = {
 }
 
 
-def k_curves(
-    suite: dict[str, dict[str, Any]], order: Sequence[str], prefix: str
-) -> list[str]:
+def k_curves(suite: dict[str, dict[str, Any]], order: Sequence[str], prefix: str) -> list[str]:
     """Return Maj@K and Pass@K over K on one scale, a line a checkpoint with its interval.
 
     Args:
@@ -78,11 +78,21 @@ def k_curves(
                 ticks.update(ks)
                 rows = [content["figures"][f"{metric}@{k}"] for k in ks]
                 axis.fill_between(
-                    ks, [100 * r["low"] for r in rows], [100 * r["high"] for r in rows],
-                    color=colour, alpha=0.15, linewidth=0,
+                    ks,
+                    [100 * r["low"] for r in rows],
+                    [100 * r["high"] for r in rows],
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
                 )
-                axis.plot(ks, [100 * r["value"] for r in rows], color=colour, clip_on=False,
-                          marker=MARKERS[index % len(MARKERS)], markersize=4.5)
+                axis.plot(
+                    ks,
+                    [100 * r["value"] for r in rows],
+                    color=colour,
+                    clip_on=False,
+                    marker=MARKERS[index % len(MARKERS)],
+                    markersize=4.5,
+                )
             axis.set_title(title)
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted(ticks), [str(k) for k in sorted(ticks)])
@@ -116,8 +126,13 @@ def training_curve(
         dense = len(values) > 20
         if dense:
             axis.plot(steps[::stride], values[::stride], color=colour, alpha=0.28, linewidth=0.9)
-        axis.plot(steps[::stride], smooth[::stride], color=colour,
-                  marker=None if dense else "o", markersize=3)
+        axis.plot(
+            steps[::stride],
+            smooth[::stride],
+            color=colour,
+            marker=None if dense else "o",
+            markersize=3,
+        )
         axis.set_title(title)
         axis.locator_params(axis="y", nbins=4)
         axis.locator_params(axis="x", nbins=5, integer=True)
@@ -156,10 +171,22 @@ def breakdown_chart(
             if not rows:
                 continue
             colour = SERIES[index % len(SERIES)]
-            axis.hlines(places, [100 * r["low"] for r in rows], [100 * r["high"] for r in rows],
-                        color=colour, linewidth=1.3, alpha=0.6)
-            axis.plot([100 * r["value"] for r in rows], places, linestyle="none", color=colour,
-                      marker=MARKERS[index % len(MARKERS)], markersize=4.2)
+            axis.hlines(
+                places,
+                [100 * r["low"] for r in rows],
+                [100 * r["high"] for r in rows],
+                color=colour,
+                linewidth=1.3,
+                alpha=0.6,
+            )
+            axis.plot(
+                [100 * r["value"] for r in rows],
+                places,
+                linestyle="none",
+                color=colour,
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4.2,
+            )
         axis.set_yticks(range(len(groups)), groups)
         axis.spines["left"].set_visible(False)
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))

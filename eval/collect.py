@@ -69,11 +69,16 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
     """
     folders = {
         path.name.removeprefix("eval-"): path
-        for path in sorted(run.glob("eval-*")) if (path / "manifest.json").is_file()
+        for path in sorted(run.glob("eval-*"))
+        if (path / "manifest.json").is_file()
     }
     if not folders:
-        raise UserError(str(run), "no complete evaluation", "folders eval-<checkpoint>",
-                        "run `python -m eval.run` first")
+        raise UserError(
+            str(run),
+            "no complete evaluation",
+            "folders eval-<checkpoint>",
+            "run `python -m eval.run` first",
+        )
     if config_file is not None and not config_file.is_file():
         raise UserError(str(config_file), "no such file", "the run's TOML", "mend --config")
     config_file = config_file or run / "config.toml"
@@ -86,20 +91,26 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
         name: {path.parent.name: _figures(path) for path in folders[name].glob("*/figures.json")}
         for name in checkpoints
     }
-    suites = sorted({s for found in figures.values() for s in found},
-                    key=lambda s: (s != "embedded", s))
+    suites = sorted(
+        {s for found in figures.values() for s in found}, key=lambda s: (s != "embedded", s)
+    )
     seed = table.get("seed", _sampling_seed(folders[checkpoints[0]]))
     results = Results(
-        name=str(table.get("name", run.resolve().name)), seed=seed, checkpoints=checkpoints,
-        suites=suites, figures=figures,
+        name=str(table.get("name", run.resolve().name)),
+        seed=seed,
+        checkpoints=checkpoints,
+        suites=suites,
+        figures=figures,
         config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
-        versions=_versions(list(folders.values())), folders=folders,
+        versions=_versions(list(folders.values())),
+        folders=folders,
     )
     results.decomposition = {suite: _decompositions(results, suite) for suite in suites}
     stages = trained or sorted(path.parent.name for path in run.glob("*/steps.jsonl"))
     results.steps = {
         stage: [row for _, row in read_rows(run / stage / "steps.jsonl")]
-        for stage in stages if (run / stage / "steps.jsonl").is_file()
+        for stage in stages
+        if (run / stage / "steps.jsonl").is_file()
     }
     results.contamination = _contamination(results, run)
     statistics = run / "data" / "statistics.json"
@@ -116,8 +127,11 @@ def _figures(path: Path) -> Figures:
     content = read_json(path)
     if content.get("schema") != SCHEMA:
         raise UserError(
-            f"{path}, key 'schema'", f"{content.get('schema')!r}", f"{SCHEMA}",
-            "run `python -m eval.run` again: it takes the samples over and counts anew")
+            f"{path}, key 'schema'",
+            f"{content.get('schema')!r}",
+            f"{SCHEMA}",
+            "run `python -m eval.run` again: it takes the samples over and counts anew",
+        )
     return content
 
 
@@ -145,8 +159,9 @@ def _contamination(results: Results, run: Path) -> dict[str, Any]:
         suite: list(read_problems(results.folders[checkpoint] / suite / "problems.jsonl"))
         for checkpoint, suite in reversed(results.pairs())
     }
-    key = fingerprint([input_hash(training),
-                       {name: [p.question for p in rows] for name, rows in suites.items()}])
+    key = fingerprint(
+        [input_hash(training), {name: [p.question for p in rows] for name, rows in suites.items()}]
+    )
     memory = run / "report" / "contamination.json"
     if memory.is_file() and (known := read_json(memory)).get("key") == key:
         return known["suites"]
@@ -156,9 +171,9 @@ def _contamination(results: Results, run: Path) -> dict[str, Any]:
     return found
 
 
-def load_suite(results: Results, checkpoint: str, suite: str) -> tuple[
-    list[Problem], list[list[Graded]], list[Graded]
-]:
+def load_suite(
+    results: Results, checkpoint: str, suite: str
+) -> tuple[list[Problem], list[list[Graded]], list[Graded]]:
     """Return (problems, sampled rows a question, greedy row a question) of an evaluation."""
     folder = results.folders[checkpoint] / suite
     problems = list(read_problems(folder / "problems.jsonl"))

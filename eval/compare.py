@@ -51,8 +51,9 @@ class Candidate:
         """Return the candidate on these questions, in this order."""
         place = {identity: row for row, identity in enumerate(self.ids)}
         rows = [place[identity] for identity in ids]
-        return Candidate(self.name, list(ids), {m: v[rows] for m, v in self.values.items()},
-                         self.questions)
+        return Candidate(
+            self.name, list(ids), {m: v[rows] for m, v in self.values.items()}, self.questions
+        )
 
 
 def load_candidates(path: Path) -> dict[str, Candidate]:
@@ -71,8 +72,12 @@ def load_candidates(path: Path) -> dict[str, Candidate]:
         return {"answers": Candidate(path.stem, list(answers), values)}
     files = sorted(path.glob("*/figures.json"))
     if not files:
-        raise UserError(str(path), "neither an evaluation's folder nor a file of graded answers",
-                        "RUN/eval-NAME, or rows of eval.score", "check the path")
+        raise UserError(
+            str(path),
+            "neither an evaluation's folder nor a file of graded answers",
+            "RUN/eval-NAME, or rows of eval.score",
+            "check the path",
+        )
     found = {}
     for file in files:
         figures = read_json(file)
@@ -108,7 +113,8 @@ def compare(
     for a, b in combinations(range(len(candidates)), 2):
         found = paired_difference(columns[a], columns[b], resamples=resamples, seed=seed)
         pair: dict[str, Any] = {
-            "a": candidates[a].name, "b": candidates[b].name,
+            "a": candidates[a].name,
+            "b": candidates[b].name,
             "difference": found.difference.to_dict(),
             "p_value": found.p_value,
             "smallest_detectable": found.smallest,
@@ -151,8 +157,11 @@ def _ranking(
             better[down] += 1
             worse[up] += 1
     rows = [
-        {"name": c.name, **mean.to_dict(),
-         "rank": [1 + better[c.name], len(candidates) - worse[c.name]]}
+        {
+            "name": c.name,
+            **mean.to_dict(),
+            "rank": [1 + better[c.name], len(candidates) - worse[c.name]],
+        }
         for c, mean in zip(candidates, means, strict=True)
     ]
     return sorted(rows, key=lambda row: (row["rank"], row["name"]))
@@ -169,7 +178,8 @@ def align(candidates: Sequence[Candidate], common: bool, suite: str) -> list[Can
     if not common and any(set(candidate.ids) != first for candidate in candidates):
         sizes = ", ".join(f"{c.name}: {len(c.ids)}" for c in candidates)
         raise UserError(
-            f"suite {suite!r}", f"different questions ({sizes}; {len(shared)} in common)",
+            f"suite {suite!r}",
+            f"different questions ({sizes}; {len(shared)} in common)",
             "the same questions for every candidate",
             "evaluate all with the same --limit, or compare the common ones with --common",
         )
@@ -185,8 +195,10 @@ def render(suite: str, result: dict[str, Any], questions: dict[str, str], shown:
     for row in result["ranking"]:
         low, high = row["rank"]
         rank = f"{low}" if low == high else f"{low}–{high}"
-        lines.append(f"  {rank:>5}  {row['name']:20} {100 * row['value']:6.2f} "
-                     f"[{100 * row['low']:.2f}, {100 * row['high']:.2f}]")
+        lines.append(
+            f"  {rank:>5}  {row['name']:20} {100 * row['value']:6.2f} "
+            f"[{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
+        )
     lines.append("")
     for pair in result["pairs"]:
         d = pair["difference"]
@@ -196,12 +208,16 @@ def render(suite: str, result: dict[str, Any], questions: dict[str, str], shown:
             f"[{100 * d['low']:+.2f}, {100 * d['high']:+.2f}], p {_p(pair['p_value'])}, "
             f"adjusted {_p(pair['p_adjusted'])}: they {verdict}"
         )
-        lines.append(f"    smallest difference these questions would show: "
-                     f"{100 * pair['smallest_detectable']:.2f} points")
+        lines.append(
+            f"    smallest difference these questions would show: "
+            f"{100 * pair['smallest_detectable']:.2f} points"
+        )
         if "mcnemar" in pair:
             test = pair["mcnemar"]
-            lines.append(f"    greedy: {test['gained']} gained, {test['lost']} lost, "
-                         f"McNemar p {_p(test['p_value'])}")
+            lines.append(
+                f"    greedy: {test['gained']} gained, {test['lost']} lost, "
+                f"McNemar p {_p(test['p_value'])}"
+            )
         for word in ("gained", "lost"):
             for identity in pair[word][:shown]:
                 text = " ".join(questions.get(identity, "").split())
@@ -219,7 +235,8 @@ def _p(value: float) -> str:
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        "python -m eval.compare", description=__doc__,
+        "python -m eval.compare",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("candidates", nargs="+", type=Path, help="evaluations or graded answers")
@@ -236,23 +253,34 @@ def main(arguments: list[str]) -> None:
     loaded = [load_candidates(path) for path in known.candidates]
     suites = known.suites or [s for s in loaded[0] if all(s in other for other in loaded)]
     if not suites:
-        raise UserError("candidates", "no suite that all of them have", "at least one",
-                        "evaluate them on the same suite")
+        raise UserError(
+            "candidates",
+            "no suite that all of them have",
+            "at least one",
+            "evaluate them on the same suite",
+        )
     results = {}
     for suite in suites:
         for path, candidate in zip(known.candidates, loaded, strict=True):
             if suite not in candidate:
-                raise UserError(str(path), f"no suite {suite!r}", f"one of {', '.join(candidate)}",
-                                "mend --suites")
+                raise UserError(
+                    str(path),
+                    f"no suite {suite!r}",
+                    f"one of {', '.join(candidate)}",
+                    "mend --suites",
+                )
         named = _named([candidate[suite] for candidate in loaded], known.candidates)
         candidates = align(named, known.common, suite)
         metric = known.metric or next(m for m in candidates[0].values if m.startswith("avg@"))
         for candidate in candidates:
             if metric not in candidate.values:
                 raise UserError(
-                    "--metric", f"{candidate.name} has no {metric!r} "
+                    "--metric",
+                    f"{candidate.name} has no {metric!r} "
                     f"{nearest(metric, candidate.values)}".rstrip(),
-                    f"one of {', '.join(candidate.values)}", "choose a metric that all have")
+                    f"one of {', '.join(candidate.values)}",
+                    "choose a metric that all have",
+                )
         results[suite] = compare(candidates, metric, resamples=known.bootstrap, seed=known.seed)
         print(render(suite, results[suite], candidates[0].questions, known.items))
     if known.output is not None:

@@ -47,8 +47,11 @@ def contamination(
             # One row is enough to count a question; an exact one says more than a near one.
             if known is None or (known["kind"] == "near" and kind == "exact"):
                 found[name][leak.question.where] = {
-                    "kind": kind, "id": leak.question.where, "question": leak.question.text,
-                    "training_id": problem.id, "training_question": problem.question,
+                    "kind": kind,
+                    "id": leak.question.where,
+                    "question": leak.question.text,
+                    "training_id": problem.id,
+                    "training_question": problem.question,
                 }
     return {
         name: {

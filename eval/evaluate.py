@@ -93,9 +93,7 @@ class _LazyEngine:
         if not config.tool_rounds:
             return engine
         tokenizer = load_tokenizer(self._job.model)
-        return ToolEngine(
-            engine, tokenizer, config.tool_rounds, sandbox_of(config), config.workers
-        )
+        return ToolEngine(engine, tokenizer, config.tool_rounds, sandbox_of(config), config.workers)
 
     def load_weights(self, weights: Any, version: int) -> None:
         """An evaluation never changes weights."""
@@ -145,8 +143,10 @@ def evaluate(job: Job) -> Path:
     settings = {
         "figures": SCHEMA,
         "generation": generation,
-        "problems": {name: fingerprint([p.to_row() | {"where": ""} for p in rows])
-                     for name, rows in problems.items()},
+        "problems": {
+            name: fingerprint([p.to_row() | {"where": ""} for p in rows])
+            for name, rows in problems.items()
+        },
         "checkers": checkers,
         "time_limit_s": job.config.time_limit_s,
         "k": list(job.config.k),
@@ -177,9 +177,7 @@ def evaluate(job: Job) -> Path:
             if key not in pools:
                 opened = open_pool(checkers[name], job.config.workers, job.config.time_limit_s)
                 pools[key] = cleanup.enter_context(opened)
-            samples += _suite(
-                job, name, rows, prompts[name], profile, engine, pools[key], folder
-            )
+            samples += _suite(job, name, rows, prompts[name], profile, engine, pools[key], folder)
     shutil.rmtree(stale, ignore_errors=True)
     return stage.complete(suites=list(problems), samples=samples)
 
@@ -217,8 +215,10 @@ def prompts_of(
         )
         found = preflight(prompts[suite.name], tokenizer, profile.stop, rows)
         if show:
-            print(f"{suite.name}: template of layout {formatter.layout!r}, profile "
-                  f"{job.config.profile!r}")
+            print(
+                f"{suite.name}: template of layout {formatter.layout!r}, profile "
+                f"{job.config.profile!r}"
+            )
             print("\n".join(f"  {line}" for line in found))
     return prompts
 
@@ -248,11 +248,19 @@ def _suite(
     """Sample, grade and count one suite; return the number of samples."""
     config = job.config
     write_rows(folder / "problems.jsonl", (problem.to_row() for problem in problems))
-    write_rows(folder / "prompts.jsonl", (
-        {"problem_id": prompt.id, "token_ids": list(prompt.token_ids)} for prompt in prompts))
+    write_rows(
+        folder / "prompts.jsonl",
+        ({"problem_id": prompt.id, "token_ids": list(prompt.token_ids)} for prompt in prompts),
+    )
     sampling = Sampling(
-        n=max(1, config.n), temperature=config.temperature, top_p=config.top_p, top_k=0,
-        max_tokens=config.max_tokens, stop=profile.stop, seed=job.seed, step=0,
+        n=max(1, config.n),
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=0,
+        max_tokens=config.max_tokens,
+        stop=profile.stop,
+        seed=job.seed,
+        step=0,
     )
     draws = {
         "greedy": sampling.model_copy(update={"n": 1, "temperature": 0.0, "top_p": 1.0}),
@@ -273,8 +281,12 @@ def _suite(
         graded["samples"] = graded["greedy"]
         write_graded(folder / files["samples"], (group[0] for group in graded["greedy"]))
     figures = suite_figures(
-        problems, graded["samples"], [group[0] for group in graded["greedy"]],
-        config.k, resamples=config.bootstrap, seed=job.seed,
+        problems,
+        graded["samples"],
+        [group[0] for group in graded["greedy"]],
+        config.k,
+        resamples=config.bootstrap,
+        seed=job.seed,
     )
     write_json(folder / "figures.json", {"checkpoint": job.name, "suite": name, **figures})
     return len(problems) * (config.n + 1)

@@ -28,12 +28,24 @@ def csv_rows(results: Results) -> Iterator[tuple[Any, ...]]:
     for checkpoint, suite in results.pairs():
         content = results.figures[checkpoint][suite]
         parts = [("", "", content["figures"])]
-        parts += [(by, group, figures) for by, groups in content["breakdown"].items()
-                  for group, figures in groups.items()]
+        parts += [
+            (by, group, figures)
+            for by, groups in content["breakdown"].items()
+            for group, figures in groups.items()
+        ]
         for by, group, figures in parts:
             for metric, f in figures.items():
-                yield (checkpoint, suite, by, group, metric, f["value"], f["low"], f["high"],
-                       f["n"])
+                yield (
+                    checkpoint,
+                    suite,
+                    by,
+                    group,
+                    metric,
+                    f["value"],
+                    f["low"],
+                    f["high"],
+                    f["n"],
+                )
 
 
 def harness_results(results: Results, checkpoint: str) -> dict[str, Any]:
@@ -69,9 +81,13 @@ def harness_samples(results: Results, checkpoint: str, suite: str) -> Iterator[d
     problems, _, greedy = load_suite(results, checkpoint, suite)
     for number, (problem, row) in enumerate(zip(problems, greedy, strict=True)):
         yield {
-            "doc_id": number, "doc": {"id": problem.id, "question": problem.question},
-            "target": problem.answer, "filtered_resps": [row.extracted], "filter": "none",
-            "metrics": ["exact_match"], "exact_match": float(row.is_correct),
+            "doc_id": number,
+            "doc": {"id": problem.id, "question": problem.question},
+            "target": problem.answer,
+            "filtered_resps": [row.extracted],
+            "filter": "none",
+            "metrics": ["exact_match"],
+            "exact_match": float(row.is_correct),
         }
 
 
@@ -99,7 +115,8 @@ def export(run: Path, output: Path, config_file: Path | None = None) -> list[Pat
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        "python -m eval.export", description=__doc__,
+        "python -m eval.export",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", required=True, type=Path, help="run folder")

@@ -85,8 +85,9 @@ def votes_of(group: Sequence[Graded]) -> Votes:
 
 def spelled_votes_of(group: Sequence[Graded]) -> Votes:
     """Return a question's votes, grouped by spelling without white space."""
-    spelled = [None if r.answer_class is None else "".join((r.extracted or "").split())
-               for r in group]
+    spelled = [
+        None if r.answer_class is None else "".join((r.extracted or "").split()) for r in group
+    ]
     return Votes([row.is_correct for row in group], spelled)
 
 
@@ -141,14 +142,15 @@ def merges(sampled: Sequence[Sequence[Graded]], most: int = 50) -> dict[str, Any
             if row.answer_class is not None:
                 spelling = "".join((row.extracted or "").split())
                 spellings.setdefault(row.answer_class, {})[spelling] = None
-        found += [{"problem_id": group[0].problem_id, "spellings": list(members)}
-                  for members in spellings.values() if len(members) > 1]
+        found += [
+            {"problem_id": group[0].problem_id, "spellings": list(members)}
+            for members in spellings.values()
+            if len(members) > 1
+        ]
     return {"count": len(found), "examples": found[:most]}
 
 
-def intervals(
-    values: dict[str, np.ndarray], *, resamples: int, seed: int
-) -> dict[str, Interval]:
+def intervals(values: dict[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, Interval]:
     """Return the mean of each metric with its 95 % interval.
 
     Args:
@@ -216,7 +218,8 @@ def _breakdown(
     if len(places) < 2:
         return {}
     kept = {
-        name: row for name, row in values.items()
+        name: row
+        for name, row in values.items()
         if name.startswith(_BROKEN_DOWN) and "_" not in name
     }
     return {
@@ -224,7 +227,8 @@ def _breakdown(
             metric: interval.to_dict()
             for metric, interval in intervals(
                 {name: row[places[key]] for name, row in kept.items()},
-                resamples=resamples, seed=seed,
+                resamples=resamples,
+                seed=seed,
             ).items()
         }
         for key in sorted(places)

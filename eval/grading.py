@@ -106,8 +106,12 @@ def grade(
     bar: tqdm | None = None
     for problem_id, group in groupby(samples, key=lambda sample: sample.problem_id):
         if problem_id not in golds:
-            raise UserError(f"problem {problem_id!r}", "in the samples, not in the suite",
-                            "samples of this suite's problems", "generate again")
+            raise UserError(
+                f"problem {problem_id!r}",
+                "in the samples, not in the suite",
+                "samples of this suite's problems",
+                "generate again",
+            )
         # Not before the first sample: drawing them may have a bar of its own.
         if bar is None:
             bar = tqdm(desc=label, unit="sample")
@@ -130,23 +134,33 @@ def _judge(
     pairs = list(
         dict.fromkeys(
             (golds[sample.problem_id], sample.text)
-            for group in groups for sample in group if sample.error is None
+            for group in groups
+            for sample in group
+            if sample.error is None
         )
     )
     read = [(gold, answer_text(text) if tools else text) for gold, text in pairs]
     verdicts = dict(zip(pairs, pool.verify_many(read), strict=True)) if pairs else {}
     for group in groups:
         judged = [
-            verdicts[golds[sample.problem_id], sample.text] if sample.error is None
+            verdicts[golds[sample.problem_id], sample.text]
+            if sample.error is None
             else Verdict(Outcome.NO_ANSWER, rule="not_run", detail=sample.error)
             for sample in group
         ]
         classes = classes_of([verdict.extracted for verdict in judged])
         for sample, verdict, answer_class in zip(group, judged, classes, strict=True):
             yield Graded(
-                sample.problem_id, sample.sample_index, verdict.outcome.value,
-                verdict.extracted, answer_class, verdict.rule, verdict.detail,
-                len(sample.token_ids), sample.finish_reason, style_of(sample.text),
+                sample.problem_id,
+                sample.sample_index,
+                verdict.outcome.value,
+                verdict.extracted,
+                answer_class,
+                verdict.rule,
+                verdict.detail,
+                len(sample.token_ids),
+                sample.finish_reason,
+                style_of(sample.text),
             )
 
 
@@ -185,7 +199,9 @@ def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> list[list[Gra
         found = [row.sample_index for row in rows.get(problem_id, [])]
         if found != list(range(n)):
             raise UserError(
-                str(path), f"problem {problem_id!r} has samples {found[:12]}",
-                f"samples 0 to {n - 1}, each once", "evaluate again",
+                str(path),
+                f"problem {problem_id!r} has samples {found[:12]}",
+                f"samples 0 to {n - 1}, each once",
+                "evaluate again",
             )
     return [rows[problem_id] for problem_id in problem_ids]

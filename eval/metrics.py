@@ -115,9 +115,7 @@ def majority_at_k(
     return [table[k - 1] for k in ks]
 
 
-def majority_first(
-    classes: Sequence[int | str | None], correct: Sequence[bool], k: int
-) -> float:
+def majority_first(classes: Sequence[int | str | None], correct: Sequence[bool], k: int) -> float:
     """Return the first-K Maj@k that published numbers often mean.
 
     The first k samples vote; among tied classes the one that appeared first wins, and its

@@ -16,16 +16,22 @@ def fetch_model(model: str) -> tuple[Path, str]:
     if Path(model).is_dir():
         return Path(model), ""
     if model.count("/") != 1 or model.startswith((".", "/")):
-        raise UserError(model, "no such folder", "a model folder, or a hub id such as owner/name",
-                        "check the path")
+        raise UserError(
+            model,
+            "no such folder",
+            "a model folder, or a hub id such as owner/name",
+            "check the path",
+        )
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(model))
     except Exception as error:
         raise UserError(
-            model, f"neither a folder nor a hub model that can be reached: {error}",
-            "a model folder or hub id", "check the path, or fetch the model first",
+            model,
+            f"neither a folder nor a hub model that can be reached: {error}",
+            "a model folder or hub id",
+            "check the path, or fetch the model first",
         ) from None
     return folder, f"{model}@{folder.name}"
 
@@ -47,7 +53,8 @@ def check_model(folder: Path) -> None:
         if not any(any(folder.glob(pattern)) for pattern in patterns):
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
             raise UserError(
-                str(folder), f"an incomplete model folder without {what}; it holds {found}",
+                str(folder),
+                f"an incomplete model folder without {what}; it holds {found}",
                 f"{what} ({' or '.join(patterns)})",
                 "copy the missing files, or name the folder that save_pretrained wrote",
             )

@@ -88,14 +88,21 @@ def load_evaluation_profile(name_or_path: str) -> tuple[EvaluationProfile, Path]
         if not path.is_file():
             names = sorted(file.stem for file in FOLDER.glob("*.toml"))
             raise UserError(
-                "profile", f"no profile {name_or_path!r} {nearest(name_or_path, names)}".rstrip(),
-                f"one of {', '.join(names)}, or the path of a .toml file", "mend the name")
+                "profile",
+                f"no profile {name_or_path!r} {nearest(name_or_path, names)}".rstrip(),
+                f"one of {', '.join(names)}, or the path of a .toml file",
+                "mend the name",
+            )
     profile = validate(EvaluationProfile, read_toml(path), str(path))
     for texts in (profile.question, profile.tool_question):
         for language, text in texts.items():
             if "{question}" not in text:
-                raise UserError(f"{path}, language {language!r}", f"{text!r:.60}",
-                                "a text with {question} in it", "add {question}")
+                raise UserError(
+                    f"{path}, language {language!r}",
+                    f"{text!r:.60}",
+                    "a text with {question} in it",
+                    "add {question}",
+                )
     return profile, path
 
 
@@ -122,25 +129,35 @@ def load_shots(
     else:
         file = path.parent / profile.exemplars
         found = [
-            (column(row, "question", str, f"{file}, line {line}"),
-             column(row, "solution", str, f"{file}, line {line}"))
+            (
+                column(row, "question", str, f"{file}, line {line}"),
+                column(row, "solution", str, f"{file}, line {line}"),
+            )
             for line, row in read_rows(file)
             if row.get("language", language) == language and bool(row.get("tools")) == tools
         ]
     if len(found) < profile.shots:
         raise UserError(
-            str(file), f"{len(found)} exemplars in language {language!r}"
-            f"{' with programs' if tools else ''}", f"{profile.shots}",
-            "add exemplars, or lower `shots` in the profile")
+            str(file),
+            f"{len(found)} exemplars in language {language!r}{' with programs' if tools else ''}",
+            f"{profile.shots}",
+            "add exemplars, or lower `shots` in the profile",
+        )
     questions = {problem.question for problem in problems}
     turns: list[Message] = []
     for question, solution in found[: profile.shots]:
         if question in questions:
-            raise UserError(str(file), f"the exemplar {question!r:.60} is a question of the suite",
-                            "exemplars of a training split", "take another exemplar")
+            raise UserError(
+                str(file),
+                f"the exemplar {question!r:.60} is a question of the suite",
+                "exemplars of a training split",
+                "take another exemplar",
+            )
         around = profile.question.get(language) or profile.question.get("en") or "{question}"
-        turns += [{"role": "user", "content": around.replace("{question}", question)},
-                  {"role": "assistant", "content": solution}]
+        turns += [
+            {"role": "user", "content": around.replace("{question}", question)},
+            {"role": "assistant", "content": solution},
+        ]
     return turns
 
 
@@ -148,5 +165,8 @@ def _training_split(source: str, path: str) -> list[tuple[str, str]]:
     """Return (question, solution) of the problems in a source's training file."""
     module = load_plugin("data_prep.sources", source)
     config = validate(module.Config, {"kind": source, "train": path}, "profile, key 'exemplars'")
-    return [(problem.question, problem.solutions["reference"])
-            for problem in module.read(config, 0) if "reference" in problem.solutions]
+    return [
+        (problem.question, problem.solutions["reference"])
+        for problem in module.read(config, 0)
+        if "reference" in problem.solutions
+    ]

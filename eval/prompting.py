@@ -72,9 +72,12 @@ def preflight(
         for prompt in prompts:
             if prompt.token_ids[:2] == (bos, bos):
                 raise UserError(
-                    f"prompt of {prompt.id}", f"starts with two BOS tokens (id {bos})", "one",
+                    f"prompt of {prompt.id}",
+                    f"starts with two BOS tokens (id {bos})",
+                    "one",
                     "the chat template adds a BOS and so does the tokenizer: switch off "
-                    "add_bos_token in tokenizer_config.json, or take it out of the template")
+                    "add_bos_token in tokenizer_config.json, or take it out of the template",
+                )
         counts = sorted({sum(token == bos for token in p.token_ids) for p in prompts})
         lines.append(f"BOS (id {bos}) a prompt: {' or '.join(map(str, counts))}")
     for text in stop:
@@ -85,5 +88,6 @@ def preflight(
         if cut or inside:
             lines.append(
                 f"stop string {text!r} stands in {len(cut)} reference solutions and "
-                f"{len(inside)} questions (such as {(cut or inside)[0]}): it cuts such answers")
+                f"{len(inside)} questions (such as {(cut or inside)[0]}): it cuts such answers"
+            )
     return lines

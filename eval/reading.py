@@ -58,8 +58,9 @@ def reading(results: Results) -> str:
     if k > 1 and f"maj@{k}" in results.figures[best][suite]["figures"]:
         vote = _change(figure(first, f"maj@{k}"), figure(best, f"maj@{k}"))
         least = _change(figure(first, f"pass@{k}"), figure(best, f"pass@{k}"))
-        words.append(f"Maj@{k} moves by {_signed(vote / 100)} points and Pass@{k} by "
-                     f"{_signed(least / 100)}.")
+        words.append(
+            f"Maj@{k} moves by {_signed(vote / 100)} points and Pass@{k} by {_signed(least / 100)}."
+        )
         is_clear = figure(first, f"maj@{k}")["high"] < figure(best, f"maj@{k}")["low"]
         if is_clear and vote > 2 * max(least, 0.0):
             words.append(

@@ -67,11 +67,22 @@ def _math_eval(row: Row, where: str) -> Iterator[Recorded]:
     answers = column(row, "pred", list, where)
     scores = row.get("score", [None] * len(texts))
     if not len(texts) == len(answers) == len(scores):
-        raise UserError(where, f"{len(texts)} texts, {len(answers)} answers, {len(scores)} scores",
-                        "one of each a sample", "mend or remove the row")
+        raise UserError(
+            where,
+            f"{len(texts)} texts, {len(answers)} answers, {len(scores)} scores",
+            "one of each a sample",
+            "mend or remove the row",
+        )
     for index, (text, answer, score) in enumerate(zip(texts, answers, scores, strict=True)):
-        yield Recorded("recorded", str(row.get("idx", where)), index, golds, answer_text(text),
-                       score, answer or None)
+        yield Recorded(
+            "recorded",
+            str(row.get("idx", where)),
+            index,
+            golds,
+            answer_text(text),
+            score,
+            answer or None,
+        )
 
 
 def _gsm8k_solutions(row: Row, where: str) -> Iterator[Recorded]:
@@ -80,8 +91,15 @@ def _gsm8k_solutions(row: Row, where: str) -> Iterator[Recorded]:
     gold = truth.rpartition("A:")[2].strip().replace(",", "")
     for run in GSM8K_RUNS:
         found: dict[str, Any] = column(row, run, dict, where)
-        yield Recorded(run, question, 0, gold, column(found, "solution", str, where),
-                       column(found, "is_correct", bool, where), None)
+        yield Recorded(
+            run,
+            question,
+            0,
+            gold,
+            column(found, "solution", str, where),
+            column(found, "is_correct", bool, where),
+            None,
+        )
 
 
 def grade_recorded(samples: list[Recorded], pool: VerifierPool) -> list[Verdict]:
@@ -92,9 +110,19 @@ def grade_recorded(samples: list[Recorded], pool: VerifierPool) -> list[Verdict]
 def disagreements(samples: list[Recorded], verdicts: list[Verdict]) -> list[dict[str, Any]]:
     """Return the samples whose verdict is not the recorded one, with our reason."""
     return [
-        {"run": s.run, "problem_id": s.problem_id, "sample_index": s.sample_index, "gold": s.gold,
-         "recorded": s.correct, "recorded_answer": s.answer, "outcome": v.outcome.value,
-         "extracted": v.extracted, "rule": v.rule, "detail": v.detail, "end_of_text": s.text[-200:]}
+        {
+            "run": s.run,
+            "problem_id": s.problem_id,
+            "sample_index": s.sample_index,
+            "gold": s.gold,
+            "recorded": s.correct,
+            "recorded_answer": s.answer,
+            "outcome": v.outcome.value,
+            "extracted": v.extracted,
+            "rule": v.rule,
+            "detail": v.detail,
+            "end_of_text": s.text[-200:],
+        }
         for s, v in zip(samples, verdicts, strict=True)
         if s.correct is not None and s.correct != v.is_correct
     ]
@@ -109,15 +137,20 @@ def score_rows(samples: list[Recorded], verdicts: list[Verdict]) -> Iterator[dic
         classes = classes_of([verdicts[index].extracted for index in members])
         for index, answer_class in zip(members, classes, strict=True):
             verdict = verdicts[index]
-            yield {"problem_id": problem if run == "recorded" else f"{run}: {problem}",
-                   "sample_index": samples[index].sample_index, "answer": verdict.extracted,
-                   "correct": verdict.is_correct, "class": answer_class}
+            yield {
+                "problem_id": problem if run == "recorded" else f"{run}: {problem}",
+                "sample_index": samples[index].sample_index,
+                "answer": verdict.extracted,
+                "correct": verdict.is_correct,
+                "class": answer_class,
+            }
 
 
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        "python -m eval.recorded", description=__doc__,
+        "python -m eval.recorded",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, help="recorded run")
@@ -143,9 +176,11 @@ def main(arguments: list[str]) -> None:
         print(line)
     found = disagreements(samples, verdicts)
     for row in found[:20]:
-        print(f"  {row['run']}, {row['problem_id'][:50]!r} sample {row['sample_index']}: recorded "
-              f"{row['recorded']}, found {row['outcome']} ({row['rule']}): gold {row['gold']!r}, "
-              f"extracted {row['extracted']!r}")
+        print(
+            f"  {row['run']}, {row['problem_id'][:50]!r} sample {row['sample_index']}: recorded "
+            f"{row['recorded']}, found {row['outcome']} ({row['rule']}): gold {row['gold']!r}, "
+            f"extracted {row['extracted']!r}"
+        )
     if known.output is not None:
         write_rows(known.output, found)
     if known.rows is not None:

@@ -56,17 +56,28 @@ def regrade(folder: Path, pool: VerifierPool, checker: dict[str, Any]) -> dict[s
         for before, after in zip(read_graded(folder / name, ids, n), rows[label], strict=True):
             for a, b in zip(before, after, strict=True):
                 if a.is_correct != b.is_correct:
-                    differing.append({
-                        "problem_id": a.problem_id, "label": label, "sample_index": a.sample_index,
-                        "first": a.outcome, "first_rule": a.rule, "first_answer": a.extracted,
-                        "second": b.outcome, "second_rule": b.rule, "second_answer": b.extracted,
-                    })
+                    differing.append(
+                        {
+                            "problem_id": a.problem_id,
+                            "label": label,
+                            "sample_index": a.sample_index,
+                            "first": a.outcome,
+                            "first_rule": a.rule,
+                            "first_answer": a.extracted,
+                            "second": b.outcome,
+                            "second_rule": b.rule,
+                            "second_answer": b.extracted,
+                        }
+                    )
     values = suite_values(rows["samples"], [group[0] for group in rows["greedy"]], first["k"])
     found = intervals(values, resamples=2000, seed=0)
     write_rows(second / "disagreements.jsonl", differing)
-    result = {"checker": checker, "figures": {m: i.to_dict() for m, i in found.items()},
-              "samples": sum(map(len, rows["samples"])) + len(problems),
-              "disagreements": len(differing)}
+    result = {
+        "checker": checker,
+        "figures": {m: i.to_dict() for m, i in found.items()},
+        "samples": sum(map(len, rows["samples"])) + len(problems),
+        "disagreements": len(differing),
+    }
     write_json(second / "figures.json", result)
     return result | {"rows": differing, "first": first["figures"]}
 
@@ -74,7 +85,8 @@ def regrade(folder: Path, pool: VerifierPool, checker: dict[str, Any]) -> dict[s
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        "python -m eval.regrade", description=__doc__,
+        "python -m eval.regrade",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("evaluation", type=Path, help="an evaluation's folder, RUN/eval-NAME")
@@ -89,19 +101,24 @@ def main(arguments: list[str]) -> None:
     checker |= dict(option.split("=", 1) for option in known.option)
     folders = sorted(path.parent for path in known.evaluation.glob("*/figures.json"))
     if not folders:
-        raise UserError(str(known.evaluation), "not an evaluation's folder", "RUN/eval-NAME",
-                        "check the path")
+        raise UserError(
+            str(known.evaluation), "not an evaluation's folder", "RUN/eval-NAME", "check the path"
+        )
     with open_pool(checker, known.workers, known.time_limit_s) as pool:
         for folder in folders:
             found = regrade(folder, pool, checker)
             avg = next(m for m in found["first"] if m.startswith("avg@"))
-            print(f"{folder.name}: {avg} {100 * found['first'][avg]['value']:.2f} → "
-                  f"{100 * found['figures'][avg]['value']:.2f}; the graders disagree on "
-                  f"{found['disagreements']} of {found['samples']} samples")
+            print(
+                f"{folder.name}: {avg} {100 * found['first'][avg]['value']:.2f} → "
+                f"{100 * found['figures'][avg]['value']:.2f}; the graders disagree on "
+                f"{found['disagreements']} of {found['samples']} samples"
+            )
             for row in found["rows"][:10]:
-                print(f"  {row['problem_id']} {row['label']} {row['sample_index']}: "
-                      f"{row['first']} ({row['first_rule']}, {row['first_answer']!r}) → "
-                      f"{row['second']} ({row['second_rule']}, {row['second_answer']!r})")
+                print(
+                    f"  {row['problem_id']} {row['label']} {row['sample_index']}: "
+                    f"{row['first']} ({row['first_rule']}, {row['first_answer']!r}) → "
+                    f"{row['second']} ({row['second_rule']}, {row['second_answer']!r})"
+                )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,19 @@ from eval.reading import reading, spell
 PAGE = Path(__file__).parent / "page"
 # What the training curves show, in this order, where a stage has it.
 CURVES = (
-    "loss", "validation_loss", "objective", "reward_mean", "accuracy", "entropy",
-    "completion_length", "zero_signal_share", "truncated_share", "grad_norm", "kl_k3",
-    "clip_share", "learning_rate",
+    "loss",
+    "validation_loss",
+    "objective",
+    "reward_mean",
+    "accuracy",
+    "entropy",
+    "completion_length",
+    "zero_signal_share",
+    "truncated_share",
+    "grad_norm",
+    "kl_k3",
+    "clip_share",
+    "learning_rate",
 )
 EXTRA_COLUMNS = ("truncated", "no_answer", "timeouts", "unjudged", "not_run")
 
@@ -111,8 +121,9 @@ def script_json(value: Any) -> str:
 def _by_suite(results: Results) -> dict[str, dict[str, Any]]:
     """Return suite → checkpoint → content of `figures.json`."""
     return {
-        suite: {c: results.figures[c][suite] for c in results.checkpoints
-                if suite in results.figures[c]}
+        suite: {
+            c: results.figures[c][suite] for c in results.checkpoints if suite in results.figures[c]
+        }
         for suite in results.suites
     }
 
@@ -122,10 +133,18 @@ def _table(results: Results, suite: str) -> dict[str, Any]:
     rows = _by_suite(results)[suite]
     head = next(iter(rows.values()))
     n, top = head["n"], max(head["k"])
-    metrics = [m for m in ("greedy", f"avg@{n}", f"maj@{top}", f"pass@{top}")
-               if any(m in content["figures"] for content in rows.values())]
-    return {"suite": suite, "questions": head["questions"], "n": n, "metrics": metrics,
-            "rows": rows}
+    metrics = [
+        m
+        for m in ("greedy", f"avg@{n}", f"maj@{top}", f"pass@{top}")
+        if any(m in content["figures"] for content in rows.values())
+    ]
+    return {
+        "suite": suite,
+        "questions": head["questions"],
+        "n": n,
+        "metrics": metrics,
+        "rows": rows,
+    }
 
 
 def _curves(results: Results) -> list[tuple[str, list[Markup]]]:
@@ -157,8 +176,9 @@ def _training(results: Results) -> list[tuple[str, list[Markup]]]:
         colour = results.checkpoints.index(stage) if stage in results.checkpoints else number
         charts = []
         for name in CURVES:
-            points = [(row["step"], row[name]) for row in rows
-                      if isinstance(row.get(name), int | float)]
+            points = [
+                (row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)
+            ]
             # A figure that never moved is no curve.
             if len({value for _, value in points}) > 1:
                 steps, values = zip(*points, strict=True)
@@ -188,7 +208,8 @@ def _position(value: float | None) -> str:
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        "python -m eval.report", description=__doc__,
+        "python -m eval.report",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", required=True, type=Path, help="run folder")

@@ -29,7 +29,7 @@ from pipeline.config import EvaluateConfig, RunConfig, load_run
 class EngineChoice(Config):
     """A table with an engine in it, so that its own model checks the keys."""
 
-    engine: plugin_config("pipeline.engines")   # type: ignore[valid-type]
+    engine: plugin_config("pipeline.engines")  # type: ignore[valid-type]
 
 
 def dotted(arguments: list[str], tables: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -48,8 +48,12 @@ def dotted(arguments: list[str], tables: Sequence[str]) -> dict[str, dict[str, A
         table, dot, key = word.removeprefix("--").partition(".")
         if not word.startswith("--") or not dot or table not in found:
             forms = " or ".join(f"--{table}.KEY VALUE" for table in tables)
-            raise UserError("command line", f"unknown argument {word!r}",
-                            f"an option of --help, or {forms}", "mend or remove it")
+            raise UserError(
+                "command line",
+                f"unknown argument {word!r}",
+                f"an option of --help, or {forms}",
+                "mend or remove it",
+            )
         key, equals, value = key.partition("=")
         if not equals:
             value = next(words, None)
@@ -97,19 +101,25 @@ def jobs_of_run(
     trained = [stage.name for stage in run.train]
     for name in names:
         if name not in trained:
-            raise UserError("--checkpoints", f"{name!r}", f"among {', '.join(trained)}",
-                            "mend the name")
+            raise UserError(
+                "--checkpoints", f"{name!r}", f"among {', '.join(trained)}", "mend the name"
+            )
     chosen = [n for n in trained if n in names] if names else trained
     missing = [n for n in chosen if not (out / n / "checkpoint").is_dir()]
     if missing and (names or len(missing) == len(chosen)):
-        raise UserError(str(out / missing[0] / "checkpoint"), "no such checkpoint",
-                        "a complete training stage", "run `python -m pipeline.run` first")
+        raise UserError(
+            str(out / missing[0] / "checkpoint"),
+            "no such checkpoint",
+            "a complete training stage",
+            "run `python -m pipeline.run` first",
+        )
     for name in missing:
         print(f"{name}: no checkpoint yet, left out", file=sys.stderr)
     suites = _suites(config, out / "data" / "test.jsonl")
     return [
         Job(name, out / name / "checkpoint", "", config, engine, run.seed, suites, results or out)
-        for name in chosen if name not in missing
+        for name in chosen
+        if name not in missing
     ]
 
 
@@ -121,8 +131,9 @@ def job_of_model(
     check_model(folder)
     # A checkpoint of a run has that run's held-out problems near it.
     nearby = folder.resolve().parent.parent / "data" / "test.jsonl"
-    label = name or (folder.resolve().parent.name if folder.name == "checkpoint" else
-                     Path(model).name)
+    label = name or (
+        folder.resolve().parent.name if folder.name == "checkpoint" else Path(model).name
+    )
     return Job(label, folder, identity, config, engine, seed, _suites(config, nearby), out)
 
 
@@ -144,8 +155,14 @@ def table(folders: list[Path]) -> str:
             metrics = [m for m in ("greedy", f"avg@{n}", f"pass@{k}", f"maj@{k}") if m in figures]
             if not lines:
                 lines.append(["checkpoint", "suite", "questions", *metrics])
-            lines.append([row["checkpoint"], row["suite"], str(row["questions"]),
-                          *(percent(figures[m]) for m in metrics)])
+            lines.append(
+                [
+                    row["checkpoint"],
+                    row["suite"],
+                    str(row["questions"]),
+                    *(percent(figures[m]) for m in metrics),
+                ]
+            )
             for metric, words in (
                 ("not_run", "were not drawn: the prompt is longer than the model's context"),
                 ("truncated", "reached the token limit"),
@@ -154,11 +171,15 @@ def table(folders: list[Path]) -> str:
             ):
                 if figures[metric]["value"]:
                     share = 100 * figures[metric]["value"]
-                    notes.append(f"{row['checkpoint']} on {row['suite']}: {share:.1f} % of the "
-                                 f"samples {words} (counted as not correct)")
+                    notes.append(
+                        f"{row['checkpoint']} on {row['suite']}: {share:.1f} % of the "
+                        f"samples {words} (counted as not correct)"
+                    )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rendered = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-                for line in lines]
+    rendered = [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
     return "\n".join([*rendered, "", "value [95 % interval over questions], in %", *notes])
 
 
@@ -172,8 +193,10 @@ def percent(figure: dict[str, Any]) -> str:
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line; what belongs to a table (`--engine.kind`) is left over."""
     parser = argparse.ArgumentParser(
-        "python -m eval.run", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        "python -m eval.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="model folder or hub id")
@@ -193,8 +216,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--bootstrap", type=int, help="resamples behind an interval")
     parser.add_argument("--seed", type=int, help="of samples and intervals")
     parser.add_argument("--name", default="", help="what figures call the model")
-    parser.add_argument("--out", type=Path,
-                        help="folder of the results (default: the run folder, or runs/eval)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (default: the run folder, or runs/eval)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser.parse_known_args(arguments)
 
@@ -204,14 +228,19 @@ def main(arguments: list[str]) -> None:
     known, rest = parse(arguments)
     tables = dotted(rest, ("engine", "sandbox", "checker"))
     given: dict[str, Any] = {
-        key: value for key in EvaluateConfig.model_fields
+        key: value
+        for key in EvaluateConfig.model_fields
         if (value := getattr(known, key, None)) is not None
     }
     given |= {name: tables[name] for name in ("sandbox", "checker") if tables[name]}
     for option, belongs in (("checkpoints", "config"), ("name", "model")):
         if getattr(known, option) and not getattr(known, belongs):
-            raise UserError(f"--{option}", f"without --{belongs}", f"--{belongs}",
-                            f"leave it out, or give --{belongs}")
+            raise UserError(
+                f"--{option}",
+                f"without --{belongs}",
+                f"--{belongs}",
+                f"leave it out, or give --{belongs}",
+            )
     if known.config:
         run = load_run(known.config)
         base = run.evaluate or validate(EvaluateConfig, {}, "evaluate")
@@ -226,8 +255,12 @@ def main(arguments: list[str]) -> None:
     settings = base.model_dump() | given
     most = max(1, settings["n"])
     if any(not 1 <= k <= most for k in settings["k"]):
-        raise UserError("--k", f"{' '.join(map(str, settings['k']))} with n = {settings['n']}",
-                        f"every K between 1 and n = {most}", "draw more samples, or a smaller K")
+        raise UserError(
+            "--k",
+            f"{' '.join(map(str, settings['k']))} with n = {settings['n']}",
+            f"every K between 1 and n = {most}",
+            "draw more samples, or a smaller K",
+        )
     config = validate(EvaluateConfig, settings, "command line")
     if run is not None:
         if known.seed is not None:

@@ -105,7 +105,9 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         """End the interpreter."""
@@ -163,8 +165,11 @@ class Session:
 
     def _start(self) -> None:
         limits = [
-            self.config.memory_mib * 2**20, self.config.disk_mib * 2**20, self.config.files,
-            self.config.output_chars, self.config.cpu_s,
+            self.config.memory_mib * 2**20,
+            self.config.disk_mib * 2**20,
+            self.config.files,
+            self.config.output_chars,
+            self.config.cpu_s,
         ]
         words = [str(limit) for limit in limits]
         if self.config.isolation == "none":
@@ -184,17 +189,25 @@ class Session:
         except (TimeoutError, EOFError, OSError):
             self.close()
             raise UserError(
-                "sandbox", "bubblewrap could not start an isolated interpreter",
+                "sandbox",
+                "bubblewrap could not start an isolated interpreter",
                 "a kernel with user namespaces, and /usr/bin/bwrap that may use them",
-                'enable them (sysctl kernel.unprivileged_userns_clone=1), or set '
+                "enable them (sysctl kernel.unprivileged_userns_clone=1), or set "
                 'sandbox.isolation = "none" on a machine that may be harmed',
             ) from None
 
     def _spawn(self, command: list[str], descriptors: tuple[int, ...]) -> None:
         self._process = _LAUNCHER.submit(
-            subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, bufsize=0, env={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
-            pass_fds=descriptors, cwd="/", start_new_session=True,
+            subprocess.Popen,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
+            pass_fds=descriptors,
+            cwd="/",
+            start_new_session=True,
         ).result()
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101
         os.set_blocking(self._process.stdin.fileno(), False)
@@ -244,24 +257,42 @@ def bubblewrap(config: SandboxConfig, filter_descriptor: int) -> list[str]:
     program = shutil.which("bwrap")
     if program is None or seccomp_filter() is None:
         raise UserError(
-            "sandbox", "no bubblewrap (bwrap) on this machine" if program is None
+            "sandbox",
+            "no bubblewrap (bwrap) on this machine"
+            if program is None
             else "no system call filter for this kind of machine",
             "bubblewrap, which keeps a model's programs from files and network",
             'install it (apt-get install bubblewrap), or set sandbox.isolation = "none" on a '
             "machine that may be harmed",
         )
     words = [
-        program, "--unshare-all", "--unshare-user", "--cap-drop", "ALL", "--die-with-parent",
-        "--new-session", "--clearenv", "--hostname", "sandbox", "--as-pid-1",
-        "--seccomp", str(filter_descriptor),
+        program,
+        "--unshare-all",
+        "--unshare-user",
+        "--cap-drop",
+        "ALL",
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+        "--hostname",
+        "sandbox",
+        "--as-pid-1",
+        "--seccomp",
+        str(filter_descriptor),
     ]
     # The interpreter stands at a neutral place: where it is installed may tell who runs it.
     base = Path(sys.base_prefix)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     executable = Path(sys.base_exec_prefix) / "bin" / version
     library = Path(sysconfig.get_paths(vars={"base": str(base)})["stdlib"])
-    words += ["--ro-bind", str(executable.resolve()), f"/python/bin/{version}",
-              "--ro-bind", str(library), f"/python/lib/{version}"]
+    words += [
+        "--ro-bind",
+        str(executable.resolve()),
+        f"/python/bin/{version}",
+        "--ro-bind",
+        str(library),
+        f"/python/lib/{version}",
+    ]
     for name, path in _libraries(executable, library):
         words += ["--ro-bind", path, name]
     # What is installed beside the standard library is not part of it.
@@ -274,14 +305,42 @@ def bubblewrap(config: SandboxConfig, filter_descriptor: int) -> list[str]:
             if path.is_dir():
                 words += ["--ro-bind", str(path), f"/packages/{path.name}"]
     words += [
-        "--ro-bind", str(WORKER), "/worker.py",
-        "--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/urandom", "/dev/urandom",
-        "--size", str(config.disk_mib * 2**20), "--tmpfs", "/tmp",  # noqa: S108 - the sandbox's
-        "--remount-ro", "/", "--chdir", "/tmp",  # noqa: S108 - the sandbox's
-        "--setenv", "PYTHONPATH", "/packages", "--setenv", "LD_LIBRARY_PATH", "/libraries",
-        "--setenv", "LANG", "C.UTF-8",
-        "--setenv", "PYTHONDONTWRITEBYTECODE", "1", "--setenv", "OPENBLAS_NUM_THREADS", "1",
-        "--", f"/python/bin/{version}", "-s", "/worker.py",
+        "--ro-bind",
+        str(WORKER),
+        "/worker.py",
+        "--dev-bind",
+        "/dev/null",
+        "/dev/null",
+        "--dev-bind",
+        "/dev/urandom",
+        "/dev/urandom",
+        "--size",
+        str(config.disk_mib * 2**20),
+        "--tmpfs",
+        "/tmp",  # noqa: S108 - the sandbox's
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/tmp",  # noqa: S108 - the sandbox's
+        "--setenv",
+        "PYTHONPATH",
+        "/packages",
+        "--setenv",
+        "LD_LIBRARY_PATH",
+        "/libraries",
+        "--setenv",
+        "LANG",
+        "C.UTF-8",
+        "--setenv",
+        "PYTHONDONTWRITEBYTECODE",
+        "1",
+        "--setenv",
+        "OPENBLAS_NUM_THREADS",
+        "1",
+        "--",
+        f"/python/bin/{version}",
+        "-s",
+        "/worker.py",
     ]
     return words
 
@@ -303,6 +362,10 @@ def _libraries(executable: Path, library: Path) -> tuple[tuple[str, str], ...]:
 def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("sandbox.packages", f"no package {name!r}", "an installed package",
-                        "install it, or take it off the list")
+        raise UserError(
+            "sandbox.packages",
+            f"no package {name!r}",
+            "an installed package",
+            "install it, or take it off the list",
+        )
     return Path(next(iter(spec.submodule_search_locations)))

@@ -69,8 +69,11 @@ def main():
     """Serve programs from stdin until it ends."""
     memory, file_size, files, output, cpu = map(int, sys.argv[1:6])
     for kind, value in (
-        (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size),
-        (resource.RLIMIT_NOFILE, files), (resource.RLIMIT_CPU, cpu), (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, file_size),
+        (resource.RLIMIT_NOFILE, files),
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))
     source, sink = os.fdopen(os.dup(0), "rb"), os.dup(1)

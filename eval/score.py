@@ -58,15 +58,20 @@ def read_answers(path: Path) -> dict[str, Answers]:
         problem, index, *values = _row(row, where)
         samples = found.setdefault(problem, {})
         if index in samples:
-            raise UserError(where, f"sample {index} of problem {problem!r} comes twice",
-                            "one row a sample", "remove one of them")
+            raise UserError(
+                where,
+                f"sample {index} of problem {problem!r} comes twice",
+                "one row a sample",
+                "remove one of them",
+            )
         samples[index] = tuple(values)  # type: ignore[assignment]
     sizes = {problem: len(samples) for problem, samples in found.items()}
     first = next(iter(sizes))
     for problem, size in sizes.items():
         if size != sizes[first]:
             raise UserError(
-                str(path), f"problem {problem!r} has {size} samples, {first!r} has {sizes[first]}",
+                str(path),
+                f"problem {problem!r} has {size} samples, {first!r} has {sizes[first]}",
                 "the same number of samples for every problem",
                 "complete the log; a missing sample would move the denominator",
             )
@@ -77,13 +82,12 @@ def read_answers(path: Path) -> dict[str, Answers]:
     return answers
 
 
-def _row(
-    row: Row, where: str
-) -> tuple[str, int, bool, str | None, Hashable, float | None]:
+def _row(row: Row, where: str) -> tuple[str, int, bool, str | None, Hashable, float | None]:
     for name in ("problem_id", "sample_index", "answer", "correct"):
         if name not in row:
             raise UserError(
-                where, f"no column {name!r}; found {', '.join(map(repr, row))}",
+                where,
+                f"no column {name!r}; found {', '.join(map(repr, row))}",
                 "problem_id, sample_index, answer, correct, and class where it is known",
                 "add the column (answer may be null: no answer)",
             )
@@ -105,7 +109,11 @@ def _row(
 
 
 def score(
-    answers: dict[str, Answers], ks: list[int], *, resamples: int = 2000, seed: int = 0,
+    answers: dict[str, Answers],
+    ks: list[int],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
     symbolic: bool = False,
 ) -> dict[str, Any]:
     """Return the content of the output file.
@@ -124,8 +132,10 @@ def score(
     values = vote_metrics(votes, ks)
     if symbolic:
         spelled = {f"{name}_string": row for name, row in values.items() if name.startswith("maj@")}
-        votes = [Votes(group.correct, _symbolic(problem, group, merges))
-                 for problem, group in answers.items()]
+        votes = [
+            Votes(group.correct, _symbolic(problem, group, merges))
+            for problem, group in answers.items()
+        ]
         values = vote_metrics(votes, ks) | spelled
     values["no_answer"] = np.array([sum(t is None for t in g.texts) / n for g in groups])
     scores = [group.scores for group in groups]
@@ -133,10 +143,14 @@ def score(
         known: list[list[float]] = scores  # type: ignore[assignment]
         for k in ks:
             values[f"best@{k}"] = np.array(
-                [best_of_k(g.correct, s, k) for g, s in zip(groups, known, strict=True)])
+                [best_of_k(g.correct, s, k) for g, s in zip(groups, known, strict=True)]
+            )
         values[f"weighted@{n}"] = np.array(
-            [weighted_vote(v.classes, v.correct, _softmax(s))  # type: ignore[arg-type]
-             for v, s in zip(votes, known, strict=True)])
+            [
+                weighted_vote(v.classes, v.correct, _softmax(s))  # type: ignore[arg-type]
+                for v, s in zip(votes, known, strict=True)
+            ]
+        )
     found = intervals(values, resamples=resamples, seed=seed)
     result: dict[str, Any] = {name: interval.value for name, interval in found.items()}
     result["problems"], result["n"], result["k"] = len(groups), n, ks
@@ -155,8 +169,11 @@ def _symbolic(problem: str, group: Answers, merges: list[dict[str, Any]]) -> lis
     for name, text in zip(classes, group.texts, strict=True):
         if name is not None and text is not None:
             members.setdefault(name, {})[text] = None
-    merges += [{"problem_id": problem, "answers": list(texts)}
-               for texts in members.values() if len(texts) > 1]
+    merges += [
+        {"problem_id": problem, "answers": list(texts)}
+        for texts in members.values()
+        if len(texts) > 1
+    ]
     return classes
 
 
@@ -178,15 +195,20 @@ def parse_ks(text: str, n: int) -> list[int]:
         raise UserError("--k", repr(text), "numbers such as 1,2,4,8", "mend it") from None
     for k in ks:
         if not 1 <= k <= n:
-            raise UserError("--k", f"K = {k} with {n} samples a problem",
-                            f"1 ≤ K ≤ {n}", "draw more samples, or leave this K out")
+            raise UserError(
+                "--k",
+                f"K = {k} with {n} samples a problem",
+                f"1 ≤ K ≤ {n}",
+                "draw more samples, or leave this K out",
+            )
     return sorted(set(ks))
 
 
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        "python -m eval.score", description=__doc__,
+        "python -m eval.score",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--samples", required=True, type=Path, help="graded answers, JSON lines")
@@ -199,14 +221,16 @@ def main(arguments: list[str]) -> None:
     answers = read_answers(known.samples)
     n = len(next(iter(answers.values())).correct)
     if n > MOST_SAMPLES:
-        raise UserError(str(known.samples), f"{n} samples a problem", f"at most {MOST_SAMPLES}",
-                        "score a part of them")
+        raise UserError(
+            str(known.samples),
+            f"{n} samples a problem",
+            f"at most {MOST_SAMPLES}",
+            "score a part of them",
+        )
     ks = parse_ks(known.k or ",".join(str(2**i) for i in range(n.bit_length())), n)
-    result = score(answers, ks, resamples=known.bootstrap, seed=known.seed,
-                   symbolic=known.symbolic)
+    result = score(answers, ks, resamples=known.bootstrap, seed=known.seed, symbolic=known.symbolic)
     for name, interval in result["intervals"].items():
-        print(f"{name:16} {interval['value']:.6f}  "
-              f"[{interval['low']:.4f}, {interval['high']:.4f}]")
+        print(f"{name:16} {interval['value']:.6f}  [{interval['low']:.4f}, {interval['high']:.4f}]")
     print(f"{result['problems']} problems × {n} samples; 95 % intervals over problems")
     if known.output is not None:
         write_json(known.output, result)

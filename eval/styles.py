@@ -48,8 +48,9 @@ class Decomposition:
 def _counts(groups: Sequence[Sequence[Graded]]) -> np.ndarray:
     """Return, a question, the samples and the correct ones of each style: shape [2 S, Q]."""
     rows = [[sum(r.style == s for r in group) for group in groups] for s in STYLES]
-    rows += [[sum(r.style == s and r.is_correct for r in group) for group in groups]
-             for s in STYLES]
+    rows += [
+        [sum(r.style == s and r.is_correct for r in group) for group in groups] for s in STYLES
+    ]
     return np.array(rows, dtype=np.float64)
 
 

@@ -75,7 +75,8 @@ class ToolEngine:
         groups = [Group(prompt) for prompt in prompts]
         running = [
             _Conversation(group.prompt, group, index, Completion([], [], "", "length", 0))
-            for group in groups for index in range(sampling.n)
+            for group in groups
+            for index in range(sampling.n)
         ]
         everyone = list(running)
         for turn in range(self._rounds + 1):
@@ -97,14 +98,18 @@ class ToolEngine:
         """Sample on; return the conversations that now wait for a program."""
         longest = max(sampling.max_tokens - len(c.completion.token_ids) for c in running)
         step = Sampling(
-            n=1, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-            max_tokens=longest, stop=(*sampling.stop, MARK), seed=sampling.seed,
+            n=1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=longest,
+            stop=(*sampling.stop, MARK),
+            seed=sampling.seed,
             step=sampling.step * (self._rounds + 1) + turn,
         )
         # The sample's index is part of the id, and so of the seed.
         asked = [
-            Prompt(f"{c.prompt.id}\x1f{c.index}",
-                   (*c.prompt.token_ids, *c.completion.token_ids))
+            Prompt(f"{c.prompt.id}\x1f{c.index}", (*c.prompt.token_ids, *c.completion.token_ids))
             for c in running
         ]
         waiting = []
@@ -123,7 +128,8 @@ class ToolEngine:
             whole.seed = whole.seed or part.seed
             whole.text += (
                 self._tokenizer.decode(part.token_ids[:room], skip_special_tokens=True)
-                if cut else part.text
+                if cut
+                else part.text
             )
             programs = PROGRAM.findall(whole.text)
             asks = part.finish_reason == "stop" and part.text.rstrip().endswith(MARK)

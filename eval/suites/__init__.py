@@ -76,13 +76,18 @@ class Suite:
                 raise UserError(
                     problem.where or self.name,
                     f"the id {problem.id!r} is that of {seen[problem.id] or 'an earlier problem'}",
-                    "ids that are unique in a suite", "mend the ids",
+                    "ids that are unique in a suite",
+                    "mend the ids",
                 )
             seen[problem.id] = problem.where
             if not problem.question or not problem.answer:
                 empty = "answer" if problem.question else "question"
-                raise UserError(problem.where or problem.id, f"an empty {empty}",
-                                f"a text in {empty}", "mend or remove the row")
+                raise UserError(
+                    problem.where or problem.id,
+                    f"an empty {empty}",
+                    f"a text in {empty}",
+                    "mend or remove the row",
+                )
         if not problems:
             raise UserError(self.name, "no problems", "at least one", "check the file")
         return problems[:limit] if limit else problems

@@ -38,17 +38,23 @@ def load_cmath(
             column(row, key, str, where)
         problems.append(
             Problem(
-                id=f"{name}-{index:05d}", question=column(row, "question", str, where).strip(),
-                answer=number_text(row[key], where, key), source=name, split="test",
+                id=f"{name}-{index:05d}",
+                question=column(row, "question", str, where).strip(),
+                answer=number_text(row[key], where, key),
+                source=name,
+                split="test",
                 level=number_text(column(row, "grade", (int, str), where), where, "grade"),
                 subject=f"{column(row, 'reasoning_step', int, where)} steps"
-                if "reasoning_step" in row else "",
+                if "reasoning_step" in row
+                else "",
                 where=where,
             )
         )
     if len(problems) in (600, 1098) and len(problems) != rows:
         raise UserError(
-            config.path or config.kind, f"{len(problems)} rows: the other public CMATH set",
-            f"the {rows} rows of {name}", f"use --suites {other}=FILE for this file",
+            config.path or config.kind,
+            f"{len(problems)} rows: the other public CMATH set",
+            f"the {rows} rows of {name}",
+            f"use --suites {other}=FILE for this file",
         )
     return problems

@@ -25,9 +25,13 @@ def load_competition(config: SuiteConfig, hub: str, split: str) -> list[Problem]
         identity = row.get("id", index)
         problems.append(
             Problem(
-                id=f"{config.kind}-{identity}", question=column(row, name, str, where).strip(),
-                answer=_gold(row["answer"], where), source=config.kind, split="test",
-                level=str(row.get("year") or ""), where=where,
+                id=f"{config.kind}-{identity}",
+                question=column(row, name, str, where).strip(),
+                answer=_gold(row["answer"], where),
+                source=config.kind,
+                split="test",
+                level=str(row.get("year") or ""),
+                where=where,
             )
         )
     return problems

@@ -24,9 +24,12 @@ def load_mgsm(config: SuiteConfig, language: str) -> list[Problem]:
             column(row, key, str, where)
         problems.append(
             Problem(
-                id=f"mgsm-{language}-{index:04d}", question=_question(row, where).strip(),
+                id=f"mgsm-{language}-{index:04d}",
+                question=_question(row, where).strip(),
                 answer=number_text(row[key], where, key).replace(",", ""),
-                source=f"mgsm_{language}", split="test", where=where,
+                source=f"mgsm_{language}",
+                split="test",
+                where=where,
             )
         )
     return problems
@@ -39,5 +42,9 @@ def _question(row: Row, where: str) -> str:
     for message in messages:
         if isinstance(message, dict) and message.get("role") == "user":
             return column(message, "content", str, f"{where}, column 'messages'")
-    raise UserError(where, "column 'messages' has no user turn", "the question as a user turn",
-                    "mend or remove the row")
+    raise UserError(
+        where,
+        "column 'messages' has no user turn",
+        "the question as a user turn",
+        "mend or remove the row",
+    )

@@ -34,7 +34,9 @@ def suite_rows(
     name = config.hub or hub
     if not name:
         raise UserError(
-            f"suite {config.kind!r}", "no path, and it has no copy on the hub", "a local file",
+            f"suite {config.kind!r}",
+            "no path, and it has no copy on the hub",
+            "a local file",
             f"give one: --suites {config.kind}=FILE.jsonl",
         )
     for index, row in enumerate(_hub_rows(name, subset, split, config)):
@@ -46,7 +48,9 @@ def _hub_rows(name: str, subset: str | None, split: str, config: SuiteConfig) ->
 
     try:
         return datasets.load_dataset(
-            name, None if Path(name).is_dir() else subset, split=split,
+            name,
+            None if Path(name).is_dir() else subset,
+            split=split,
             revision=config.revision or None,
         )
     except Exception as error:
@@ -68,5 +72,6 @@ def number_text(value: Any, where: str, column: str) -> str:
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(int(value)) if float(value).is_integer() else repr(value)
-    raise UserError(where, f"column {column!r} is {value!r:.80}", "a number or a text",
-                    "mend or remove the row")
+    raise UserError(
+        where, f"column {column!r} is {value!r:.80}", "a number or a text", "mend or remove the row"
+    )

@@ -21,7 +21,9 @@ def load(config: Config) -> list[Problem]:
     """
     if not config.path:
         raise UserError(
-            "suite 'embedded'", "no file of problems", "the test.jsonl of a run's data stage",
+            "suite 'embedded'",
+            "no file of problems",
+            "the test.jsonl of a run's data stage",
             "give one: --suites embedded=RUN/data/test.jsonl",
         )
     return list(read_problems(config.path))

@@ -27,8 +27,11 @@ def load(config: Config) -> list[Problem]:
             Problem(
                 id=f"gsm8k-test-{index:05d}",
                 question=column(row, "question", str, where).strip(),
-                answer=gold, source="gsm8k", split="test",
-                solutions={"reference": solution}, where=where,
+                answer=gold,
+                source="gsm8k",
+                split="test",
+                solutions={"reference": solution},
+                where=where,
             )
         )
     return problems

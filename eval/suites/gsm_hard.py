@@ -28,7 +28,9 @@ def load(config: Config) -> list[Problem]:
                 id=f"gsm_hard-{index:05d}",
                 question=column(row, "input", str, where).strip(),
                 answer=str(int(target)) if whole else plain(float(target)),
-                source="gsm_hard", split="test", where=where,
+                source="gsm_hard",
+                split="test",
+                where=where,
             )
         )
     return problems

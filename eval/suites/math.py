@@ -13,8 +13,13 @@ from eval.suites import SuiteConfig
 from eval.suites._rows import suite_rows
 
 SUBJECTS = (
-    "algebra", "counting_and_probability", "geometry", "intermediate_algebra",
-    "number_theory", "prealgebra", "precalculus",
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
 )
 
 
@@ -43,14 +48,19 @@ def _problem(where: str, index: int, row: dict) -> Problem:
     gold = final_answer(solution)
     if gold is None:
         raise UserError(
-            where, f"no gold: column 'solution' has no complete box, it ends {solution[-40:]!r}",
-            r"a solution with the answer in \boxed{…}", "mend or remove the row",
+            where,
+            f"no gold: column 'solution' has no complete box, it ends {solution[-40:]!r}",
+            r"a solution with the answer in \boxed{…}",
+            "mend or remove the row",
         )
     return Problem(
         id=f"math-test-{index:05d}",
         question=question,
-        answer=gold, source="math", split="test",
+        answer=gold,
+        source="math",
+        split="test",
         solutions={"reference": solution},
         level=column(row, "level", str, where).removeprefix("Level ").strip("? "),
-        subject=column(row, "type", str, where), where=where,
+        subject=column(row, "type", str, where),
+        where=where,
     )

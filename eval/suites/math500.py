@@ -24,10 +24,12 @@ def load(config: Config) -> list[Problem]:
             id=column(row, "unique_id", str, where),
             question=column(row, "problem", str, where).strip(),
             answer=column(row, "answer", str, where).strip(),
-            source="math500", split="test",
+            source="math500",
+            split="test",
             solutions={"reference": column(row, "solution", str, where)},
             level=number_text(column(row, "level", (int, str), where), where, "level"),
-            subject=column(row, "subject", str, where), where=where,
+            subject=column(row, "subject", str, where),
+            where=where,
         )
         for where, _, row in suite_rows(config, "HuggingFaceH4/MATH-500")
     ]

@@ -30,13 +30,21 @@ def load(config: Config) -> list[Problem]:
         else:
             gold = final_answer(column(row, "solution", str, where))
             if gold is None:
-                raise UserError(where, "neither a column 'answer' nor a box in 'solution'",
-                                "a gold", "mend or remove the row")
+                raise UserError(
+                    where,
+                    "neither a column 'answer' nor a box in 'solution'",
+                    "a gold",
+                    "mend or remove the row",
+                )
         problems.append(
             Problem(
-                id=f"minerva-{index:04d}", question=column(row, name, str, where).strip(),
-                answer=gold, source="minerva", split="test",
-                subject=str(row.get("type") or ""), where=where,
+                id=f"minerva-{index:04d}",
+                question=column(row, name, str, where).strip(),
+                answer=gold,
+                source="minerva",
+                split="test",
+                subject=str(row.get("type") or ""),
+                where=where,
             )
         )
     return problems

@@ -24,13 +24,15 @@ class Config(SuiteConfig):
 def load(config: Config) -> list[Problem]:
     """Return the problems; level says whether several answers are asked for."""
     problems = []
-    for where, _, row in suite_rows(
-        config, "Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"
-    ):
+    for where, _, row in suite_rows(config, "Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"):
         answers: list[Any] = column(row, "final_answer", list, where)
         if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-            raise UserError(where, f"column 'final_answer' is {answers!r:.80}",
-                            "a list of texts", "mend or remove the row")
+            raise UserError(
+                where,
+                f"column 'final_answer' is {answers!r:.80}",
+                "a list of texts",
+                "mend or remove the row",
+            )
         context = row.get("context") or ""
         question = column(row, "question", str, where).strip()
         problems.append(
@@ -38,9 +40,11 @@ def load(config: Config) -> list[Problem]:
                 id=f"olympiadbench-{column(row, 'id', (int, str), where)}",
                 question=f"{context.strip()}\n{question}".strip(),
                 answer=", ".join(_bare(answer) for answer in answers),
-                source="olympiadbench", split="test",
+                source="olympiadbench",
+                split="test",
                 level="several answers" if row.get("is_multiple_answer") else "one answer",
-                subject=column(row, "subfield", str, where), where=where,
+                subject=column(row, "subfield", str, where),
+                where=where,
             )
         )
     return problems

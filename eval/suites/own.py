@@ -37,15 +37,19 @@ def load(config: Config) -> list[Problem]:
             column(row, config.answer, str, where)
         identity = row.get("id", f"{name}-{index:05d}")
         if not isinstance(identity, str | int):
-            raise UserError(where, f"column 'id' is {identity!r:.80}", "a text or an integer",
-                            "mend the row")
+            raise UserError(
+                where, f"column 'id' is {identity!r:.80}", "a text or an integer", "mend the row"
+            )
         problems.append(
             Problem(
                 id=str(identity),
                 question=column(row, config.question, str, where).strip(),
                 answer=number_text(row[config.answer], where, config.answer),
-                source=name, split="test",
-                level=str(row.get("level", "")), subject=str(row.get("subject", "")), where=where,
+                source=name,
+                split="test",
+                level=str(row.get("level", "")),
+                subject=str(row.get("subject", "")),
+                where=where,
             )
         )
     return problems

@@ -31,7 +31,10 @@ def load(config: Config) -> list[Problem]:
                 id=column(row, "ID", str, where),
                 question=f"{body}{joint}{column(row, 'Question', str, where).strip()}",
                 answer=number_text(number, where, "Answer"),
-                source="svamp", split="test", subject=column(row, "Type", str, where), where=where,
+                source="svamp",
+                split="test",
+                subject=column(row, "Type", str, where),
+                where=where,
             )
         )
     return problems

@@ -37,17 +37,26 @@ from pipeline.verify import open_pool
 
 SHARD = 250
 FORMS = (
-    lambda v: f"\\boxed{{{v}}}", lambda v: f"$\\boxed{{{v}.0}}$", lambda v: f"\\boxed{{{v:,}}}",
-    lambda v: f"\\boxed{{\\frac{{{2 * v}}}{{2}}}}", lambda v: f"\\boxed{{{v}\\text{{ pens}}}}",
+    lambda v: f"\\boxed{{{v}}}",
+    lambda v: f"$\\boxed{{{v}.0}}$",
+    lambda v: f"\\boxed{{{v:,}}}",
+    lambda v: f"\\boxed{{\\frac{{{2 * v}}}{{2}}}}",
+    lambda v: f"\\boxed{{{v}\\text{{ pens}}}}",
 )
 
 
 def problems(count: int) -> list[Problem]:
     """Return word problems with numbers of their own."""
     return [
-        Problem(f"p{i:05d}", f"Ann has {1000 + i} pens and buys {i % 97 + 2} boxes of {i % 13 + 2} "
-                "pens each. How many pens does she have now?",
-                str(1000 + i + (i % 97 + 2) * (i % 13 + 2)), "bench", "test", level=str(i % 5 + 1))
+        Problem(
+            f"p{i:05d}",
+            f"Ann has {1000 + i} pens and buys {i % 97 + 2} boxes of {i % 13 + 2} "
+            "pens each. How many pens does she have now?",
+            str(1000 + i + (i % 97 + 2) * (i % 13 + 2)),
+            "bench",
+            "test",
+            level=str(i % 5 + 1),
+        )
         for i in range(count)
     ]
 
@@ -62,14 +71,23 @@ def samples(rows: list[Problem], n: int, skill: float, seed: int) -> Iterator[Sa
             value = gold if rng.random() < chance else gold + rng.choice((-10, -1, 1, 7, 10, 100))
             steps = "\n".join(
                 f"Step {k}: she has {value - rng.randrange(99)} pens, so we go on counting."
-                for k in range(rng.randrange(1, 6)))
+                for k in range(rng.randrange(1, 6))
+            )
             text = f"{steps}\nSo the answer is {rng.choice(FORMS)(value)}."
             draw = rng.random()
             if draw < 0.03:
                 text = steps
             tokens = [rng.randrange(500) for _ in range(len(text) // 4)]
-            yield Sample(problem.id, index, tokens, [-0.5] * len(tokens), text,
-                         "length" if draw < 0.02 else "stop", 0, rng.getrandbits(60))
+            yield Sample(
+                problem.id,
+                index,
+                tokens,
+                [-0.5] * len(tokens),
+                text,
+                "length" if draw < 0.02 else "stop",
+                0,
+                rng.getrandbits(60),
+            )
 
 
 def write_log(folder: Path, rows: list[Problem], n: int, skill: float, seed: int) -> None:
@@ -93,8 +111,9 @@ def evaluate(folder: Path, rows: list[Problem], n: int, name: str) -> dict[str, 
     began = time.perf_counter()
     with open_pool({"kind": "boxed"}, os.cpu_count() or 2, 1.0) as pool:
         write_graded(folder / "verdicts.jsonl", grade(rows, log(folder, "samples"), pool, "grade"))
-        write_graded(folder / "greedy_verdicts.jsonl",
-                     grade(rows, log(folder, "greedy"), pool, "greedy"))
+        write_graded(
+            folder / "greedy_verdicts.jsonl", grade(rows, log(folder, "greedy"), pool, "greedy")
+        )
     graded = time.perf_counter()
     ids = [p.id for p in rows]
     sampled = read_graded(folder / "verdicts.jsonl", ids, n)
@@ -102,11 +121,24 @@ def evaluate(folder: Path, rows: list[Problem], n: int, name: str) -> dict[str, 
     ks = [2**i for i in range(n.bit_length()) if 2**i <= n]
     figures = suite_figures(rows, sampled, greedy, ks, resamples=2000, seed=0)
     write_json(folder / "figures.json", {"checkpoint": name, "suite": "bench", **figures})
-    write_json(folder.parent / "manifest.json", {
-        "plan": {"config": {"generation": {"bench": {"seed": 0}}}}, "versions": versions()})
-    write_rows(folder.parent / "rows.jsonl", (
-        {"problem_id": r.problem_id, "sample_index": r.sample_index, "answer": r.extracted,
-         "correct": r.is_correct, "class": r.answer_class} for g in sampled for r in g))
+    write_json(
+        folder.parent / "manifest.json",
+        {"plan": {"config": {"generation": {"bench": {"seed": 0}}}}, "versions": versions()},
+    )
+    write_rows(
+        folder.parent / "rows.jsonl",
+        (
+            {
+                "problem_id": r.problem_id,
+                "sample_index": r.sample_index,
+                "answer": r.extracted,
+                "correct": r.is_correct,
+                "class": r.answer_class,
+            }
+            for g in sampled
+            for r in g
+        ),
+    )
     done = time.perf_counter()
     return {"grade_s": graded - began, "figures_s": done - graded}
 
@@ -117,17 +149,31 @@ def open_in_chromium(page: Path) -> float | None:
     if browser is None:
         return None
     probe = page.with_name("probe.html")
-    script = ("<script>addEventListener('load',()=>setTimeout(()=>{document.title='ready '+"
-              "performance.now()+' '+document.querySelectorAll('.item').length},0))</script>")
+    script = (
+        "<script>addEventListener('load',()=>setTimeout(()=>{document.title='ready '+"
+        "performance.now()+' '+document.querySelectorAll('.item').length},0))</script>"
+    )
     with page.open(encoding="utf-8") as source, probe.open("w", encoding="utf-8") as target:
         for line in source:
             target.write(line.replace("</body>", f"{script}</body>"))
     with tempfile.TemporaryDirectory() as profile:
         dom = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-             "--disable-background-networking", f"--user-data-dir={profile}",
-             "--timeout=60000", "--dump-dom", probe.as_uri()],
-            capture_output=True, text=True, check=True, timeout=180,
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--disable-background-networking",
+                f"--user-data-dir={profile}",
+                "--timeout=60000",
+                "--dump-dom",
+                probe.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=180,
         ).stdout
     probe.unlink()
     found = re.search(r"<title>ready ([\d.]+) (\d+)</title>", dom)
@@ -149,8 +195,10 @@ def main() -> None:
         for name, skill in (("before", 0.5), ("after", 0.75)):
             folder = run / f"eval-{name}" / "bench"
             write_log(folder, rows, known.n, skill, seed=len(name))
-            times |= {f"{name}_{key}": value
-                      for key, value in evaluate(folder, rows, known.n, name).items()}
+            times |= {
+                f"{name}_{key}": value
+                for key, value in evaluate(folder, rows, known.n, name).items()
+            }
         began = time.perf_counter()
         answers = read_answers(run / "eval-after" / "rows.jsonl")
         score(answers, [2**i for i in range(known.n.bit_length()) if 2**i <= known.n])
@@ -161,14 +209,25 @@ def main() -> None:
         size = page.stat().st_size
         opening = open_in_chromium(page)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({
-        "benchmark": "eval", "problems": known.problems, "n": known.n, "checkpoints": 2,
-        **{key: round(value, 2) for key, value in times.items()},
-        "verdicts_per_s": round(known.problems * (known.n + 1) / times["after_grade_s"]),
-        "peak_memory_gib": round(peak, 2), "page_mib": round(size / 2**20, 1),
-        "open_s": None if opening is None else round(opening, 2),
-        "machine": platform.machine(), "cores": os.cpu_count(), "versions": versions(),
-    }, indent=2))
+    print(
+        json.dumps(
+            {
+                "benchmark": "eval",
+                "problems": known.problems,
+                "n": known.n,
+                "checkpoints": 2,
+                **{key: round(value, 2) for key, value in times.items()},
+                "verdicts_per_s": round(known.problems * (known.n + 1) / times["after_grade_s"]),
+                "peak_memory_gib": round(peak, 2),
+                "page_mib": round(size / 2**20, 1),
+                "open_s": None if opening is None else round(opening, 2),
+                "machine": platform.machine(),
+                "cores": os.cpu_count(),
+                "versions": versions(),
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

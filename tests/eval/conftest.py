@@ -44,7 +44,8 @@ def checkpoint(tmp_path_factory) -> Path:
     tokenizer = train_tokenizer(texts, 300, layout, profile.system)
     model = build_model(
         ModelConfig(width=32, layers=2, heads=2, kv_heads=2, feed_forward=64, context=160),
-        tokenizer, seed=0,
+        tokenizer,
+        seed=0,
     )
     ends = [tokenizer.convert_tokens_to_ids(layout.end)]
     save_checkpoint(folder, model, tokenizer, ends, "embedded")
@@ -63,8 +64,10 @@ def gsm8k_file(tmp_path) -> Path:
 
 # checkpoint → (share of worked answers, how often those are right, how often bare ones are)
 SKILLS = {
-    "sft": (0.5, 0.88, 0.12), "rft": (0.72, 0.88, 0.14),
-    "dpo": (0.8, 0.88, 0.13), "grpo": (0.99, 0.93, 0.15),
+    "sft": (0.5, 0.88, 0.12),
+    "rft": (0.72, 0.88, 0.14),
+    "dpo": (0.8, 0.88, 0.13),
+    "grpo": (0.99, 0.93, 0.15),
 }
 
 
@@ -109,8 +112,13 @@ def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> P
     answers = {f"sum-{i}": (i % 89, i * 7 % 83) for i in range(problems)}
     rows = [
         Problem(
-            id=key, question=f"What is {a} + {b}?", answer=str(a + b), source="sums", split="test",
-            level=str(1 + (a + b) // 70), subject="with carry" if a % 10 + b % 10 > 9 else "plain",
+            id=key,
+            question=f"What is {a} + {b}?",
+            answer=str(a + b),
+            source="sums",
+            split="test",
+            level=str(1 + (a + b) // 70),
+            subject="with carry" if a % 10 + b % 10 > 9 else "plain",
         ).to_row()
         for key, (a, b) in answers.items()
     ]
@@ -119,18 +127,22 @@ def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> P
     (folder / "data").mkdir(parents=True)
     write_jsonl(folder / "data" / "test.jsonl", rows)
     levels = {"levels": {"1": problems // 2, "2": problems - problems // 2}, "subjects": {}}
-    write_json(folder / "data" / "statistics.json", {
-        "problems": {"sums": {"test": {"problems": problems, **levels}}},
-        "sft_train": {"rows": 49152, "by_style": {"bare": 9869, "worked": 39283}},
-    })
+    write_json(
+        folder / "data" / "statistics.json",
+        {
+            "problems": {"sums": {"test": {"problems": problems, **levels}}},
+            "sft_train": {"rows": 49152, "by_style": {"bare": 9869, "worked": 39283}},
+        },
+    )
     stages = "".join(
-        f"[[train]]\nname = \"{name}\"\ninit = \"{'model' if name == 'sft' else 'sft'}\"\n"
-        f"method = {{ kind = \"{name}\" }}\nsteps = 60\n\n" for name in SKILLS
+        f'[[train]]\nname = "{name}"\ninit = "{"model" if name == "sft" else "sft"}"\n'
+        f'method = {{ kind = "{name}" }}\nsteps = 60\n\n'
+        for name in SKILLS
     )
     (folder / "config.toml").write_text(
-        f"name = \"simulated\"\nseed = 7\nout = {json.dumps(str(folder))}\n\n[data]\n"
-        f"[[data.sources]]\nkind = \"embedded\"\n\n[model]\n\n{stages}"
-        f"[evaluate]\nsuites = [\"embedded\"]\nn = {n}\n"
+        f'name = "simulated"\nseed = 7\nout = {json.dumps(str(folder))}\n\n[data]\n'
+        f'[[data.sources]]\nkind = "embedded"\n\n[model]\n\n{stages}'
+        f'[evaluate]\nsuites = ["embedded"]\nn = {n}\n'
         f"k = {[k for k in (1, 2, 4, 8, 16, 32, 64) if k <= n]}\n",
         encoding="utf-8",
     )
@@ -139,14 +151,26 @@ def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> P
         for path in checkpoint.iterdir():
             (folder / name / "checkpoint" / path.name).write_bytes(path.read_bytes())
         curve = random.Random(name)
-        write_jsonl(folder / name / "steps.jsonl", [
-            {"step": i, "loss": 3 / (1 + i / 8) + curve.random() / 9, "objective": curve.random(),
-             "accuracy": 0.4 + 0.5 * i / 60 + curve.random() / 12, "grad_norm": curve.random(),
-             "learning_rate": 1e-3 * (1 - i / 60)} for i in range(60)
-        ])
+        write_jsonl(
+            folder / name / "steps.jsonl",
+            [
+                {
+                    "step": i,
+                    "loss": 3 / (1 + i / 8) + curve.random() / 9,
+                    "objective": curve.random(),
+                    "accuracy": 0.4 + 0.5 * i / 60 + curve.random() / 12,
+                    "grad_norm": curve.random(),
+                    "learning_rate": 1e-3 * (1 - i / 60),
+                }
+                for i in range(60)
+            ],
+        )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval.evaluate, "create_engine",
-                      lambda config, model: SimulatedEngine(Path(model).parent.name, answers))
+        patch.setattr(
+            eval.evaluate,
+            "create_engine",
+            lambda config, model: SimulatedEngine(Path(model).parent.name, answers),
+        )
         main(["--config", str(folder / "config.toml")])
     return folder
 

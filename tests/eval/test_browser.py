@@ -13,8 +13,9 @@ from data_prep.jsonl import read_json, read_rows
 from eval.regrade import main as regrade
 from eval.report import main as report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
-    "google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 # Walks through the page as a reader would and writes what it saw into the title.
 SCRIPT = r"""
@@ -62,11 +63,23 @@ def walk(page, width=1200):
     probe.write_text(page.read_text("utf-8").replace("</body>", SCRIPT + "</body>"), "utf-8")
     profile = page.parent / f"profile-{width}"
     dom = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-         "--disable-background-networking", f"--user-data-dir={profile}",
-         f"--window-size={width},900", "--virtual-time-budget=15000", "--dump-dom",
-         probe.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            f"--user-data-dir={profile}",
+            f"--window-size={width},900",
+            "--virtual-time-budget=15000",
+            "--dump-dom",
+            probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     ).stdout
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
     assert found, dom[-2000:]

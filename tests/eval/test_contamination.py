@@ -13,8 +13,11 @@ def problem(identity, question):
 
 def test_exact_near_and_related():
     ask = "Ann buys three boxes of nine pens at the market and gives four pens to Ben"
-    suite = [problem("a", f"{ask}. How many pens are left?"), problem("b", "What is $2 + 2$?"),
-             problem("c", f"{ask}. How many boxes are left over in the end?")]
+    suite = [
+        problem("a", f"{ask}. How many pens are left?"),
+        problem("b", "What is $2 + 2$?"),
+        problem("c", f"{ask}. How many boxes are left over in the end?"),
+    ]
     training = [
         problem("t1", f"{ask.upper()}.  How many PENS are left?"),
         problem("t2", "What is $2+2$?"),
@@ -26,7 +29,9 @@ def test_exact_near_and_related():
     assert (found["s"]["questions"], found["s"]["exact"]) == (3, 2)
     assert found["part"]["exact"] == 1  # in both suites, counted in both
     assert {(row["id"], row["training_id"]) for row in found["s"]["examples"]} >= {
-        ("a", "t1"), ("b", "t2")}
+        ("a", "t1"),
+        ("b", "t2"),
+    }
     assert all(row["training_id"] not in ("t3", "t5") for row in found["s"]["examples"])
 
 

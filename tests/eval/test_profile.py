@@ -32,8 +32,12 @@ def test_every_profile_asks_the_question(name, language, tools):
 def test_deepseek_math_speaks_the_suite_s_language():
     profile, _ = load_evaluation_profile("deepseek_math")
     chinese = profile.messages(PROBLEM, "zh", [], tools=False)
-    assert chinese == [{"role": "user", "content": "1+1是多少？\n请通过逐步推理来解答问题，"
-                        "并把最终答案放置于\\boxed{}中。"}]
+    assert chinese == [
+        {
+            "role": "user",
+            "content": "1+1是多少？\n请通过逐步推理来解答问题，并把最终答案放置于\\boxed{}中。",
+        }
+    ]
     tools = profile.messages(PROBLEM, "en", [], tools=True)[0]["content"]
     assert "integrate natural language reasoning with programs" in tools
 
@@ -69,10 +73,21 @@ def test_exemplars_from_a_training_split(gsm8k_file):
 
 def test_a_profile_of_ones_own_and_its_errors(tmp_path, checkpoint, gsm8k_file, capsys):
     own = tmp_path / "mine.toml"
-    own.write_text('description = "x"\nchecker = { kind = "boxed" }\n[checkers]\n[question]\n'
-                   'en = "Q {question}"\n[tool_question]\nen = "{question}"\n')
-    main(["--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--profile", str(own),
-          "--dry-run"])
+    own.write_text(
+        'description = "x"\nchecker = { kind = "boxed" }\n[checkers]\n[question]\n'
+        'en = "Q {question}"\n[tool_question]\nen = "{question}"\n'
+    )
+    main(
+        [
+            "--model",
+            str(checkpoint),
+            "--suites",
+            f"gsm8k={gsm8k_file}",
+            "--profile",
+            str(own),
+            "--dry-run",
+        ]
+    )
     assert "What is 0 + 0?" in capsys.readouterr().out
     own.write_text(own.read_text().replace("{question}", "question"))
     with pytest.raises(UserError, match=r"a text with \{question\} in it"):

@@ -37,15 +37,21 @@ def test_gsm8k_model_solutions_agree_with_their_flags(real, pool):
 
 def test_command_lists_disagreements_and_writes_rows(tmp_path, capsys):
     rows = [
-        {"idx": 0, "gt": "4", "code": [r"so \boxed{4}", r"so \boxed{5}"], "pred": ["4", "5"],
-         "score": [True, True]},
+        {
+            "idx": 0,
+            "gt": "4",
+            "code": [r"so \boxed{4}", r"so \boxed{5}"],
+            "pred": ["4", "5"],
+            "score": [True, True],
+        },
     ]
     path = tmp_path / "recorded.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out, graded = tmp_path / "out.jsonl", tmp_path / "rows.jsonl"
     main([str(path), "--format", "qwen", "--output", str(out), "--rows", str(graded)])
     assert "1 of 2 correct, 50.00 %; agrees with the recorded verdict on 50.00 %" in (
-        capsys.readouterr().out)
+        capsys.readouterr().out
+    )
     (found,) = [row for _, row in read_rows(out)]
     assert (found["sample_index"], found["extracted"], found["recorded"]) == (1, "5", True)
     assert [row["class"] for _, row in read_rows(graded)] == [0, 1]
@@ -54,12 +60,15 @@ def test_command_lists_disagreements_and_writes_rows(tmp_path, capsys):
         main([str(path), "--format", "tora"])
 
 
-@pytest.mark.parametrize(("transcript", "expected"), [
-    ("```python\nprint(3)\n```\n```output\n3\n```\nIt is \\boxed{3}.", "It is \\boxed{3}."),
-    ("```python\nprint(3)\n```\n```output\n2\n3.0\n```\nThree of 80.", "\\boxed{3.0}"),
-    ("```python\nx = '\\boxed{9}'\n```\n```output\n7\n```\nSeven.", "\\boxed{7}"),
-    ("```python\nf()\n```\n```output\nNameError: f\n```\nThe answer is 5.", "The answer is 5."),
-    ("no program, the answer is 5", "no program, the answer is 5"),
-])
+@pytest.mark.parametrize(
+    ("transcript", "expected"),
+    [
+        ("```python\nprint(3)\n```\n```output\n3\n```\nIt is \\boxed{3}.", "It is \\boxed{3}."),
+        ("```python\nprint(3)\n```\n```output\n2\n3.0\n```\nThree of 80.", "\\boxed{3.0}"),
+        ("```python\nx = '\\boxed{9}'\n```\n```output\n7\n```\nSeven.", "\\boxed{7}"),
+        ("```python\nf()\n```\n```output\nNameError: f\n```\nThe answer is 5.", "The answer is 5."),
+        ("no program, the answer is 5", "no program, the answer is 5"),
+    ],
+)
 def test_answer_of_a_transcript(transcript, expected):
     assert answer_text(transcript).strip() == expected

@@ -44,8 +44,9 @@ def test_the_parts_of_the_gain_add_up(report):
     for checkpoint, parts in found.items():
         difference = parts["difference"]["value"]
         assert parts["choice"]["value"] + parts["skill"]["value"] == pytest.approx(difference)
-        before, after = (data["figures"][c]["embedded"]["avg@8"]["value"]
-                         for c in ("sft", checkpoint))
+        before, after = (
+            data["figures"][c]["embedded"]["avg@8"]["value"] for c in ("sft", checkpoint)
+        )
         assert difference == pytest.approx(after - before)
     # The simulated GRPO gains by choosing the worked style.
     assert found["grpo"]["choice"]["low"] > 5 * abs(found["grpo"]["skill"]["value"])

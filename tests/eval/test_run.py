@@ -21,9 +21,23 @@ def figures(out, name="sft", suite="gsm8k"):
 
 def arguments(checkpoint, gsm8k_file, out, *more):
     return [
-        "--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--n", "4",
-        "--max-tokens", "12", "--shard-size", "5", "--workers", "1", "--bootstrap", "200",
-        "--out", str(out), *more,
+        "--model",
+        str(checkpoint),
+        "--suites",
+        f"gsm8k={gsm8k_file}",
+        "--n",
+        "4",
+        "--max-tokens",
+        "12",
+        "--shard-size",
+        "5",
+        "--workers",
+        "1",
+        "--bootstrap",
+        "200",
+        "--out",
+        str(out),
+        *more,
     ]
 
 
@@ -106,14 +120,28 @@ def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path,
 
 
 def test_a_prompt_too_long_counts_and_is_reported(checkpoint, tmp_path, capsys):
-    rows = [{"question": "What is 1+1?", "answer": 2},
-            {"question": "long " * 400, "answer": "3", "id": "far"}]
+    rows = [
+        {"question": "What is 1+1?", "answer": 2},
+        {"question": "long " * 400, "answer": "3", "id": "far"},
+    ]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    main([
-        "--model", str(checkpoint), "--suites", str(file), "--n", "2", "--max-tokens", "4",
-        "--out", str(tmp_path / "out"), "--workers", "1",
-    ])
+    main(
+        [
+            "--model",
+            str(checkpoint),
+            "--suites",
+            str(file),
+            "--n",
+            "2",
+            "--max-tokens",
+            "4",
+            "--out",
+            str(tmp_path / "out"),
+            "--workers",
+            "1",
+        ]
+    )
     result = figures(tmp_path / "out", suite="mine")["figures"]
     assert result["not_run"]["value"] == 0.5
     assert result["avg@2"]["n"] == 2
@@ -143,8 +171,13 @@ def test_errors_say_what_to_do(checkpoint, gsm8k_file, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
     (broken / "model.safetensors").unlink()
-    fails(r"incomplete model folder without weights", "--model", str(broken), "--suites",
-          f"gsm8k={gsm8k_file}")
+    fails(
+        r"incomplete model folder without weights",
+        "--model",
+        str(broken),
+        "--suites",
+        f"gsm8k={gsm8k_file}",
+    )
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     fails(r"no rows", *model, "--suites", f"gsm8k={empty}")
@@ -168,8 +201,19 @@ def test_engine_options_are_checked_by_the_engine():
 
 def test_greedy_alone(checkpoint, gsm8k_file, tmp_path, capsys):
     out = tmp_path / "out"
-    main([*arguments(checkpoint, gsm8k_file, out)[:4], "--n", "0", "--max-tokens", "12",
-          "--workers", "1", "--out", str(out)])
+    main(
+        [
+            *arguments(checkpoint, gsm8k_file, out)[:4],
+            "--n",
+            "0",
+            "--max-tokens",
+            "12",
+            "--workers",
+            "1",
+            "--out",
+            str(out),
+        ]
+    )
     found = figures(out)
     assert found["figures"]["avg@1"] == found["figures"]["greedy"]
     assert not list((out / "eval-sft/gsm8k").glob("samples-*"))

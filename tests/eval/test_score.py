@@ -36,8 +36,15 @@ def qwen_rows(real):
 def test_recorded_qwen_groups(real, tmp_path, capsys):
     path = write(tmp_path / "samples.jsonl", qwen_rows(real))
     got = run(path, tmp_path, "--k", "1,2,4,8", "--symbolic")
-    known = {"avg@8": 0.91, "pass@2": 0.932857, "pass@4": 0.951, "maj@4_first": 0.93,
-             "maj@4": 0.920107, "maj@8_strict": 0.91, "maj@8_oracle": 0.94}
+    known = {
+        "avg@8": 0.91,
+        "pass@2": 0.932857,
+        "pass@4": 0.951,
+        "maj@4_first": 0.93,
+        "maj@4": 0.920107,
+        "maj@8_strict": 0.91,
+        "maj@8_oracle": 0.94,
+    }
     for name, value in known.items():
         assert got[name] == pytest.approx(value, abs=1e-6), name
         assert got["intervals"][name]["value"] == got[name]
@@ -56,8 +63,11 @@ def test_zeroeval_groups_equal_brute_force(real, tmp_path):
     for row in map(json.loads, lines.splitlines()[:120]):
         answers = list(row["answers"].values())[:7]
         groups.append([(a, a is not None and str(a) == str(row["gold"])) for a in answers])
-    rows = [{"problem_id": p, "sample_index": i, "answer": a, "correct": ok}
-            for p, group in enumerate(groups) for i, (a, ok) in enumerate(group)]
+    rows = [
+        {"problem_id": p, "sample_index": i, "answer": a, "correct": ok}
+        for p, group in enumerate(groups)
+        for i, (a, ok) in enumerate(group)
+    ]
     got = run(write(tmp_path / "s.jsonl", rows), tmp_path, "--k", "1,3,4,7")
     for k in (1, 3, 4, 7):
         expected = {"pass": [], "maj": [], "strict": [], "oracle": []}
@@ -75,8 +85,12 @@ def test_zeroeval_groups_equal_brute_force(real, tmp_path):
                     scores["oracle"] += any(a in right for a in winners)
             for name in expected:
                 expected[name].append(scores[name] / len(subsets))
-        for name, metric in (("pass", f"pass@{k}"), ("maj", f"maj@{k}"),
-                             ("strict", f"maj@{k}_strict"), ("oracle", f"maj@{k}_oracle")):
+        for name, metric in (
+            ("pass", f"pass@{k}"),
+            ("maj", f"maj@{k}"),
+            ("strict", f"maj@{k}_strict"),
+            ("oracle", f"maj@{k}_oracle"),
+        ):
             mean = math.fsum(expected[name]) / len(groups)
             assert got[metric] == pytest.approx(mean, abs=1e-12), metric
 
@@ -91,14 +105,18 @@ def test_given_classes_decide_and_order_does_not(tmp_path):
     assert (got["maj@3"], got["maj@3_first"]) == (1.0, 1.0)
     spelled = [{k: v for k, v in row.items() if k != "class"} for row in rows]
     assert run(write(tmp_path / "s.jsonl", spelled), tmp_path, "--k", "3")["maj@3"] == (
-        pytest.approx(2 / 3))
+        pytest.approx(2 / 3)
+    )
     assert run(write(tmp_path / "s.jsonl", spelled), tmp_path, "--symbolic")["maj@2"] == (
-        pytest.approx((1 + 0.5 + 0.5) / 3))
+        pytest.approx((1 + 0.5 + 0.5) / 3)
+    )
 
 
 def test_reward_scores_add_best_of_k(tmp_path):
-    rows = [{"problem_id": "a", "sample_index": i, "answer": str(i), "correct": i == 2, "score": s}
-            for i, s in enumerate([0.1, 0.2, 0.9])]
+    rows = [
+        {"problem_id": "a", "sample_index": i, "answer": str(i), "correct": i == 2, "score": s}
+        for i, s in enumerate([0.1, 0.2, 0.9])
+    ]
     got = run(write(tmp_path / "s.jsonl", rows), tmp_path, "--k", "1,2,3")
     assert got["best@2"] == pytest.approx(2 / 3)
     assert (got["best@3"], got["weighted@3"]) == (1.0, 1.0)
@@ -107,15 +125,20 @@ def test_reward_scores_add_best_of_k(tmp_path):
 GOOD = {"problem_id": "a", "sample_index": 0, "answer": "1", "correct": True}
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    ([], "no rows"),
-    ([{**GOOD, "correct": "yes"}], "line 1: correct is 'yes'"),
-    ([{k: v for k, v in GOOD.items() if k != "answer"}], "no column 'answer'"),
-    ([GOOD, GOOD], "line 2: sample 0 of problem 'a' comes twice"),
-    ([GOOD, {**GOOD, "problem_id": "b"}, {**GOOD, "sample_index": 1}],
-     "problem 'b' has 1 samples, 'a' has 2"),
-    ([{**GOOD, "sample_index": -1}], "sample_index is -1"),
-])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([{**GOOD, "correct": "yes"}], "line 1: correct is 'yes'"),
+        ([{k: v for k, v in GOOD.items() if k != "answer"}], "no column 'answer'"),
+        ([GOOD, GOOD], "line 2: sample 0 of problem 'a' comes twice"),
+        (
+            [GOOD, {**GOOD, "problem_id": "b"}, {**GOOD, "sample_index": 1}],
+            "problem 'b' has 1 samples, 'a' has 2",
+        ),
+        ([{**GOOD, "sample_index": -1}], "sample_index is -1"),
+    ],
+)
 def test_broken_files_are_named(rows, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run(write(tmp_path / "s.jsonl", rows), tmp_path, "--k", "1")

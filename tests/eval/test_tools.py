@@ -132,8 +132,11 @@ def test_an_evaluation_with_tools_grades_what_programs_print(
             for prompt in prompts:
                 text = tokenizer.decode(prompt.token_ids)
                 number = re.search(r"What is (\d+) \+", text).group(1)
-                says = f"That is it, for {number} items." if "```output" in text else program(
-                    f"print({number} * 2)")
+                says = (
+                    f"That is it, for {number} items."
+                    if "```output" in text
+                    else program(f"print({number} * 2)")
+                )
                 ids = tokenizer.encode(says, add_special_tokens=False)
                 groups.append(Group(prompt, [Completion(ids, [-1.0] * len(ids), says, "stop", 1)]))
             return groups
@@ -143,13 +146,42 @@ def test_an_evaluation_with_tools_grades_what_programs_print(
 
     tokenizer = load_tokenizer(checkpoint)
     monkeypatch.setattr(eval.evaluate, "create_engine", lambda config, model: Programmer())
-    main(["--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--n", "2",
-          "--tool-rounds", "2", "--sandbox.wall-s", "3", "--max-tokens", "400", "--workers", "1",
-          "--out", str(tmp_path)])
+    main(
+        [
+            "--model",
+            str(checkpoint),
+            "--suites",
+            f"gsm8k={gsm8k_file}",
+            "--n",
+            "2",
+            "--tool-rounds",
+            "2",
+            "--sandbox.wall-s",
+            "3",
+            "--max-tokens",
+            "400",
+            "--workers",
+            "1",
+            "--out",
+            str(tmp_path),
+        ]
+    )
     figures = read_json(tmp_path / "eval-sft/gsm8k/figures.json")["figures"]
     assert figures["greedy"]["value"] == figures["maj@2"]["value"] == 1.0
     plan = read_json(tmp_path / "eval-sft/gsm8k/generation.json")
     assert plan["tool_rounds"] == 2 and plan["sandbox"]["wall_s"] == 3.0
     with pytest.raises(UserError, match="unknown key did you mean 'wall_s'"):
-        main(["--model", str(checkpoint), "--suites", f"gsm8k={gsm8k_file}", "--tool-rounds", "1",
-              "--sandbox.wal-s", "3", "--out", str(tmp_path)])
+        main(
+            [
+                "--model",
+                str(checkpoint),
+                "--suites",
+                f"gsm8k={gsm8k_file}",
+                "--tool-rounds",
+                "1",
+                "--sandbox.wal-s",
+                "3",
+                "--out",
+                str(tmp_path),
+            ]
+        )
