@@ -97,15 +97,13 @@ class ToolEngine:
     ) -> list[_Conversation]:
         """Sample on; return the conversations that now wait for a program."""
         longest = max(sampling.max_tokens - len(c.completion.token_ids) for c in running)
-        step = Sampling(
-            n=1,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=longest,
-            stop=(*sampling.stop, MARK),
-            seed=sampling.seed,
-            step=sampling.step * (self._rounds + 1) + turn,
+        step = sampling.model_copy(
+            update={
+                "n": 1,
+                "max_tokens": longest,
+                "stop": (*sampling.stop, MARK),
+                "step": sampling.step * (self._rounds + 1) + turn,
+            }
         )
         # The sample's index is part of the id, and so of the seed.
         asked = [

@@ -11,7 +11,7 @@ from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
 from pipeline.correction import CorrectionConfig
-from pipeline.engines import Sampling
+from pipeline.engines import Sampling, StopString
 from pipeline.model import ModelConfig
 
 
@@ -22,13 +22,21 @@ class SamplingConfig(Config):
         temperature: Of the sampler; the trainer divides its logits by the same.
         top_p: Nucleus.
         top_k: 0 keeps the whole vocabulary.
+        min_p: Smallest share of the most probable token's probability; 0 keeps all.
+        repetition_penalty: 1 is none; refused in training, which cannot reproduce it.
         max_tokens: Longest completion.
+        stop: Strings that end a completion; kept in it.
+        stop_token_ids: Tokens that end a completion, beside the model's own end tokens; kept.
     """
 
     temperature: float = Field(default=1.0, gt=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0)
     max_tokens: int = Field(default=64, ge=1)
+    stop: tuple[StopString, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
     def of_run(self, *, n: int, seed: int) -> Sampling:
         """Return what an engine is asked for."""
@@ -103,8 +111,8 @@ class TrainConfig(Config):
         group_size: Samples a prompt of online methods.
         correction: What is done about the gap between the sampler's log-probs and the
             trainer's (online methods).
-        allow_truncated_sampling: Whether online methods may sample with top_p or top_k: the
-            policy that is trained is then not the one that samples.
+        allow_truncated_sampling: Whether online methods may sample with top_p, top_k or min_p:
+            the policy that is trained is then not the one that samples.
         micro_tokens: Largest number of tokens in one forward pass.
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.

@@ -256,13 +256,22 @@ def _refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> Non
             "remove the key, or train a method that samples",
         )
     sampling = run.sampling
-    truncated = sampling.top_p < 1.0 or sampling.top_k > 0
+    if method.source == "policy" and sampling.repetition_penalty != 1.0:
+        raise UserError(
+            f"stage {config.name!r}: [sampling], key 'repetition_penalty'",
+            f"{sampling.repetition_penalty} while training",
+            "1: the trainer does not know the penalised distribution, so every ratio is wrong",
+            "remove the key; evaluation may set one of its own",
+        )
+    truncated = sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
     if method.source == "policy" and truncated and not config.allow_truncated_sampling:
         raise UserError(
             f"{where} 'allow_truncated_sampling'",
-            f"top_p = {sampling.top_p}, top_k = {sampling.top_k} while training",
+            f"top_p = {sampling.top_p}, top_k = {sampling.top_k}, min_p = {sampling.min_p} "
+            "while training",
             "samples of the whole distribution: truncation biases every ratio",
-            "set top_p = 1 and top_k = 0 under [sampling], or allow_truncated_sampling = true",
+            "set top_p = 1, top_k = 0 and min_p = 0 under [sampling], or "
+            "allow_truncated_sampling = true",
         )
 
 

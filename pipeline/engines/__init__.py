@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 FinishReason = Literal["stop", "length", "error"]
+StopString = Annotated[str, Field(min_length=1)]
 
 
 class EngineConfig(PluginConfig):
@@ -39,13 +40,23 @@ class EngineConfig(PluginConfig):
 class Sampling(Config):
     """How completions are drawn.
 
+    A token is drawn from softmax(z/τ), cut down: logits z, in this order (that of vLLM), are
+    penalised for repetition, divided by the temperature τ, and lose what min_p, top_k and top_p
+    exclude; what is left is renormalised, and the log-probs are those of the result. At
+    temperature 0 the most probable token is taken, after the repetition penalty alone.
+
     Attributes:
         n: Completions a prompt (the group size G).
         temperature: 0 is greedy.
-        top_p: Nucleus; below 1 the log-probs are those of the truncated distribution.
-        top_k: 0 keeps the whole vocabulary.
+        top_p: Nucleus: the most probable tokens that together hold this mass; 1 keeps all.
+        top_k: The k most probable tokens; 0 keeps the whole vocabulary.
+        min_p: Tokens at least this share as probable as the most probable one; 0 keeps all.
+        repetition_penalty: Divides the positive logits of tokens that stand in the prompt or
+            the completion so far, and multiplies the negative ones (Keskar et al. 2019,
+            arXiv:1909.05858, section 4.1, in transformers' and vLLM's form); 1 is none.
         max_tokens: Longest completion, end token included.
         stop: Strings that end a completion; the text that holds the string is kept.
+        stop_token_ids: Tokens that end a completion, beside the model's own end tokens; kept.
         seed: The run's seed.
         step: Which draw of the run this is (0 for a single one).
     """
@@ -54,18 +65,43 @@ class Sampling(Config):
     temperature: float = Field(default=1.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0)
     max_tokens: int = Field(default=64, ge=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[StopString, ...] = ()
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = ()
     seed: int = Field(default=0, ge=0)
     step: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Rendered tokens of one problem; `id` takes part in the seeds of its samples."""
+    """Tokens that samples go on from.
+
+    To go on from a prefix of a completion (Monte-Carlo values, references that are completed),
+    ask for a prompt of its own: `token_ids` are the problem's prompt and the prefix, `id` names
+    the prefix too, such as "gsm8k-7/prefix-12", so that its samples have seeds of their own, and
+    `max_tokens` is what the prefix leaves of the budget.
+
+    Attributes:
+        id: Takes part in the seeds of the prompt's samples.
+        token_ids: The rendered tokens.
+        max_tokens: Longest completion of this prompt where that is less than
+            `Sampling.max_tokens`; None for no limit of its own.
+    """
 
     id: str
     token_ids: tuple[int, ...]
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a budget of nothing."""
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"prompt {self.id!r}: max_tokens is {self.max_tokens}, below 1")
+
+    def budget(self, sampling: Sampling) -> int:
+        """Return the longest completion of this prompt, in tokens."""
+        return min(sampling.max_tokens, self.max_tokens or sampling.max_tokens)
 
 
 @dataclass(slots=True)

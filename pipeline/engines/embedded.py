@@ -6,6 +6,7 @@ Finished rows leave, and waiting prompts enter when enough slots are free.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from data_prep.errors import UserError
 from pipeline.engines import Completion, EngineConfig, Group, Prompt, Sampling, sample_seed
 from pipeline.engines._decoder import Decoder
 from pipeline.engines._random import uniforms
@@ -38,10 +40,10 @@ class Config(EngineConfig):
 class _Row:
     """One running sample."""
 
-    __slots__ = ("completion", "group", "prompt_length")
+    __slots__ = ("budget", "completion", "group", "prompt_length")
 
-    def __init__(self, group: Group, prompt_length: int, seed: int) -> None:
-        self.group, self.prompt_length = group, prompt_length
+    def __init__(self, group: Group, prompt_length: int, budget: int, seed: int) -> None:
+        self.group, self.prompt_length, self.budget = group, prompt_length, budget
         self.completion = Completion([], [], "", "length", seed)
 
 
@@ -116,6 +118,17 @@ class _Run:
         self.counters = np.zeros(0, dtype=np.uint64)
         self.is_end = torch.zeros(self.decoder.config.vocab_size, dtype=torch.bool, device=device)
         self.is_end[engine.end_token_ids] = True
+        if unknown := [token for token in sampling.stop_token_ids if token >= len(self.is_end)]:
+            raise UserError(
+                "sampling, key 'stop_token_ids'",
+                f"token {unknown[0]}",
+                f"tokens of the model's vocabulary, 0 to {len(self.is_end) - 1}",
+                "take the ids from the model's own tokenizer",
+            )
+        self.is_end[list(sampling.stop_token_ids)] = True
+        # Tokens of prompt and completion, [rows, V], where they are penalised.
+        self.penalised = sampling.repetition_penalty != 1.0
+        self.seen = torch.zeros(0, len(self.is_end), dtype=torch.bool, device=device)
 
     def admit(self, waiting: deque[Group]) -> None:
         """Let waiting prompts in, if enough slots are free."""
@@ -145,13 +158,18 @@ class _Run:
         for group, length in zip(groups, lengths, strict=True):
             for index in range(n):
                 seed = sample_seed(self.sampling.seed, self.sampling.step, group.prompt.id, index)
-                row = _Row(group, length, seed)
+                row = _Row(group, length, group.prompt.budget(self.sampling), seed)
                 group.completions.append(row.completion)
                 new_rows.append(row)
                 seeds.append(seed)
         self.rows += new_rows
         self.seeds = np.concatenate([self.seeds, np.array(seeds, dtype=np.uint64)])
         self.counters = np.concatenate([self.counters, np.zeros(len(seeds), dtype=np.uint64)])
+        if self.penalised:
+            seen = self.seen.new_zeros(count, len(self.is_end))
+            for row, group in enumerate(groups):
+                seen[row, list(group.prompt.token_ids)] = True
+            self.seen = torch.cat([self.seen, seen.repeat_interleave(n, dim=0)])
         fresh = self._sample(logits.repeat_interleave(n, dim=0), slice(old, None))
         self.tokens = torch.cat([self.tokens, fresh])
         self.positions = torch.cat([self.positions, (last + 1).repeat_interleave(n)])
@@ -172,12 +190,16 @@ class _Run:
         """Draw one token a row by inverse transform and record it; return [B]."""
         seeds, counters = self.seeds[part], self.counters[part]
         temperature = self.sampling.temperature
+        if self.penalised:
+            penalty = self.sampling.repetition_penalty
+            changed = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits = torch.where(self.seen[part], changed, logits)
         if temperature == 0.0:
             logp = torch.log_softmax(logits, dim=-1)
             chosen = logp.argmax(-1)
         else:
             logp = torch.log_softmax(logits / temperature, dim=-1)
-            logp = _truncate(logp, self.sampling.top_k, self.sampling.top_p)
+            logp = _truncate(logp, self.sampling)
             # Float64 sums: in float32 the tail of a large vocabulary would be lost.
             cumulative = torch.cumsum(logp.double().exp(), dim=-1)
             point = torch.from_numpy(uniforms(seeds, counters)).to(logits.device)
@@ -192,6 +214,8 @@ class _Run:
             row.completion.token_ids.append(token)
             row.completion.logprobs.append(value)
         self.counters[part] += np.uint64(1)
+        if self.penalised:
+            self.seen[part].scatter_(1, chosen[:, None], True)
         return chosen
 
     def _leave(self, part: slice) -> None:
@@ -206,9 +230,7 @@ class _Run:
             count = len(completion.token_ids)
             if ended[index] or self._stopped(completion):
                 completion.finish_reason = "stop"
-            elif count < self.sampling.max_tokens and (
-                row.prompt_length + count < self.engine.context
-            ):
+            elif count < row.budget and (row.prompt_length + count < self.engine.context):
                 keep.append(index)
         if len(keep) == len(self.rows):
             return
@@ -236,6 +258,7 @@ class _Run:
         self.rows = [self.rows[index] for index in order]
         index = torch.tensor(order, dtype=torch.int64, device=self.tokens.device)
         self.tokens, self.positions = self.tokens[index], self.positions[index]
+        self.seen = self.seen[index] if self.penalised else self.seen
         self.seeds, self.counters = self.seeds[order], self.counters[order]
 
     def _grow(self, slots: int, positions: int) -> None:
@@ -253,8 +276,12 @@ class _Run:
         self.cache = grown
 
 
-def _truncate(logp: Tensor, top_k: int, top_p: float) -> Tensor:
+def _truncate(logp: Tensor, sampling: Sampling) -> Tensor:
     """Return the log-probs of the truncated and renormalised distribution."""
+    top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p
+    if min_p > 0.0:
+        smallest = logp.amax(-1, keepdim=True) + math.log(min_p)
+        logp = torch.log_softmax(logp.masked_fill(logp < smallest, -torch.inf), dim=-1)
     if 0 < top_k < logp.shape[-1]:
         smallest = logp.topk(top_k, dim=-1).values[:, -1:]
         logp = logp.masked_fill(logp < smallest, -torch.inf)

@@ -117,7 +117,7 @@ class VllmEngine:
             for index in range(sampling.n):
                 seed = sample_seed(sampling.seed, sampling.step, group.prompt.id, index)
                 requests.append({"prompt_token_ids": list(group.prompt.token_ids)})
-                parameters.append(self._parameters(sampling, seed))
+                parameters.append(self._parameters(group.prompt, sampling, seed))
                 owners.append((group, seed))
         if not requests:
             return groups
@@ -133,14 +133,17 @@ class VllmEngine:
             group.completions.append(Completion(ids, logprobs, text, reason, seed))
         return groups
 
-    def _parameters(self, sampling: Sampling, seed: int) -> Any:
+    def _parameters(self, prompt: Prompt, sampling: Sampling, seed: int) -> Any:
         return self._vllm.SamplingParams(
             n=1,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=prompt.budget(sampling),
             stop=list(sampling.stop) or None,
+            stop_token_ids=list(sampling.stop_token_ids) or None,
             include_stop_str_in_output=True,
             seed=seed,
             logprobs=0,

@@ -219,6 +219,99 @@ def test_pushed_weights_are_the_ones_used(engine, checkpoint, problems):
         engine.load_weights(load_model(checkpoint).state_dict().items(), 0)
 
 
+@torch.no_grad()
+def first_probabilities(model, token_ids):
+    return torch.softmax(model(torch.tensor([token_ids])).logits[0, -1].double(), dim=-1)
+
+
+@pytest.mark.parametrize("min_p", [0.3, 0.05])
+def test_min_p_keeps_what_is_probable_enough_and_renormalises(engine, checkpoint, problems, min_p):
+    prompt = prompts_of(engine, problems[:1])[0]
+    p = first_probabilities(load_model(checkpoint), prompt.token_ids)
+    allowed = p >= min_p * p.max()
+    assert 1 < int(allowed.sum()) < len(p)
+    p = torch.where(allowed, p, 0.0) / p[allowed].sum()
+    sampling = Sampling(n=400, min_p=min_p, max_tokens=1)
+    completions = engine.generate([prompt], sampling)[0].completions
+    assert {c.token_ids[0] for c in completions} == set(allowed.nonzero()[:, 0].tolist())
+    for c in completions:
+        assert c.logprobs[0] == pytest.approx(float(p[c.token_ids[0]].log()), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_repetition_penalty_is_that_of_transformers(engine, checkpoint, problems, temperature):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    model, penalise = load_model(checkpoint), RepetitionPenaltyLogitsProcessor(1.4)
+    sampling = Sampling(n=3, temperature=temperature, repetition_penalty=1.4, max_tokens=16)
+    prompts = prompts_of(engine, problems[:12])
+    small = create(Config(slots=4, refill_share=0.1), checkpoint)
+    groups = engine.generate(prompts, sampling)
+    assert tokens_of(small.generate(prompts, sampling)) == tokens_of(groups)
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group.completions:
+            ids = list(prompt.token_ids)
+            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+                with torch.no_grad():
+                    logits = model(torch.tensor([ids])).logits[:, -1].float()
+                scores = penalise(torch.tensor([ids]), logits)[0]
+                if not temperature:
+                    assert token == int(scores.argmax())
+                logp = torch.log_softmax(scores / (temperature or 1.0), dim=-1)
+                assert logprob == pytest.approx(float(logp[token]), abs=1e-4)
+                ids.append(token)
+
+
+def test_a_stop_token_ends_a_completion_and_stays_in_it(engine, problems):
+    prompts = prompts_of(engine, problems[:10])
+    free = engine.generate(prompts, Sampling(n=4, max_tokens=30))
+    counts = Counter(t for g in free for c in g.completions for t in c.token_ids[2:-2])
+    stops = [token for token, _ in counts.most_common(2)]
+    stopped = engine.generate(prompts, Sampling(n=4, max_tokens=30, stop_token_ids=stops))
+    cut = 0
+    for before, after in zip(free, stopped, strict=True):
+        for one, two in zip(before.completions, after.completions, strict=True):
+            where = [i for i, token in enumerate(one.token_ids) if token in stops]
+            assert two.token_ids == one.token_ids[: where[0] + 1 if where else None]
+            if where:
+                cut += 1
+                assert two.finish_reason == "stop"
+    assert cut > 10
+    with pytest.raises(UserError, match="token 99999"):
+        engine.generate(prompts, Sampling(stop_token_ids=(99999,)))
+
+
+def test_a_prefix_is_gone_on_from_as_a_prompt_of_its_own(engine, checkpoint, problems):
+    """Its own id, seeds and budget, beside prompts that keep the common budget."""
+    model = load_model(checkpoint)
+    prompt, other = prompts_of(engine, problems[:2])
+    sampling = Sampling(n=6, max_tokens=20)
+    whole = max(engine.generate([prompt], sampling)[0].completions, key=lambda c: len(c.token_ids))
+    assert len(whole.token_ids) > 8
+    goes_on = Prompt(
+        f"{prompt.id}/prefix-5", (*prompt.token_ids, *whole.token_ids[:5]), max_tokens=15
+    )
+    short = Prompt(f"{prompt.id}/short", prompt.token_ids, max_tokens=3)
+    groups = engine.generate([other, goes_on, short], sampling)
+    assert tokens_of(groups[:1]) == tokens_of(engine.generate([other], sampling))
+    longest = [max(len(c.token_ids) for c in group.completions) for group in groups]
+    assert longest[0] == 20
+    assert longest[1] == 15
+    assert longest[2] == 3
+    for group in groups:
+        for completion in group.completions:
+            expected = reference_logprobs(model, group.prompt, completion.token_ids, 1.0)
+            assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+    seeds = {c.seed for group in groups for c in group.completions} | {whole.seed}
+    assert len(seeds) == 19
+    # A budget above the common one is no way round it.
+    generous = Prompt(short.id, prompt.token_ids, max_tokens=99)
+    group = engine.generate([generous], sampling)[0]
+    assert max(len(c.token_ids) for c in group.completions) <= 20
+    with pytest.raises(ValueError, match="below 1"):
+        Prompt("none", (1,), max_tokens=0)
+
+
 def test_missing_and_unknown_weights_are_named(engine, checkpoint):
     weights = dict(load_model(checkpoint).state_dict())
     norm = weights.pop("model.norm.weight")

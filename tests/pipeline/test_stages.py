@@ -379,6 +379,20 @@ def test_nonsense_is_refused_before_anything_is_loaded(run):
     truncated = run.model_copy(update={"sampling": run.sampling.model_copy(update={"top_p": 0.9})})
     with pytest.raises(UserError, match="biases every ratio"):
         train(truncated, grpo)
+    for key, value, match in (
+        ("min_p", 0.05, r"min_p = 0\.05"),
+        ("top_k", 20, "top_k = 20"),
+        ("repetition_penalty", 1.1, "repetition_penalty"),
+    ):
+        sampling = run.sampling.model_copy(update={key: value})
+        with pytest.raises(UserError, match=match):
+            train(run.model_copy(update={"sampling": sampling}), grpo)
+    # What the trainer cannot reproduce stays refused.
+    penalised = run.model_copy(
+        update={"sampling": run.sampling.model_copy(update={"repetition_penalty": 1.1})}
+    )
+    with pytest.raises(UserError, match="repetition_penalty"):
+        train(penalised, grpo.model_copy(update={"allow_truncated_sampling": True}))
     with pytest.raises(UserError, match="random weights"):
         train(run, grpo.model_copy(update={"init": "model"}))
     with pytest.raises(UserError, match="number of steps"):

@@ -108,3 +108,32 @@ def test_a_prompt_longer_than_the_context_fails_alone(engines, prompts):
     )
     assert "128 tokens" in str(groups[0].error)
     assert len(groups[1].completions) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_penalty_min_p_stop_tokens_and_budgets_mean_the_same(engines, prompts, temperature):
+    """Greedy tokens are equal under the penalty; ends and budgets hold in both."""
+    stops = (40, 41, 42)
+    sampling = Sampling(
+        n=2,
+        temperature=temperature,
+        repetition_penalty=1.3,
+        min_p=0.02 if temperature else 0.0,
+        top_k=40,
+        top_p=0.95,
+        stop_token_ids=stops,
+        max_tokens=12,
+    )
+    asked = [
+        Prompt(p.id, p.token_ids, max_tokens=5 if i % 2 else None) for i, p in enumerate(prompts)
+    ]
+    ours, theirs = (engine.generate(asked, sampling) for engine in engines)
+    if not temperature:
+        for one, two in zip(ours, theirs, strict=True):
+            assert [c.token_ids for c in one.completions] == [c.token_ids for c in two.completions]
+    for prompt, group in zip(asked, theirs, strict=True):
+        for completion in group.completions:
+            assert len(completion.token_ids) <= (prompt.max_tokens or 12)
+            assert not set(completion.token_ids[:-1]) & set(stops)
+            if completion.token_ids[-1] in stops:
+                assert completion.finish_reason == "stop"
