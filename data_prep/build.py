@@ -8,8 +8,9 @@ of `[data]` can be overridden on the command line (`--tokenizer.vocab-size 512`)
 
 The folder `<out>/data` then holds `train.jsonl`, `validation.jsonl`, `test.jsonl` (problems),
 `tokenizer/`, `sft_train.parquet` and `sft_validation.parquet` (rows in training order; the
-trainer does not shuffle), and `statistics.json`. Nothing is written before every row was read,
-checked and tokenised.
+trainer does not shuffle), and `statistics.json`. Sources of preference pairs and of labelled steps
+give `preference_<split>.parquet` and `steps_<split>.parquet` (`data_prep.judged`). Nothing is
+written before every row was read, checked and tokenised.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ from data_prep.config import Config, plugin_config
 from data_prep.errors import UserError, command
 from data_prep.formatting import Formatter, make_formatter, profile_named
 from data_prep.jsonl import write_json, write_rows
+from data_prep.judged import (
+    Judged,
+    hold_out,
+    judged_figures,
+    texts_of,
+    tokenise_judged,
+    without_held_out_prompts,
+    write_judged,
+)
 from data_prep.ordering import Draw, Phase, training_order
 from data_prep.plugins import load_plugin
 from data_prep.problems import PRIORITY, check_golds, drop_duplicates, read_sources
@@ -44,11 +54,13 @@ class DataConfig(Config):
 
     Attributes:
         profile: Name or path of a profile in `prompts/`: system text and layout.
-        sources: Where problems come from, in order.
+        sources: Where problems, preference pairs and labelled steps come from, in order.
         tokenizer: Ours, trained on these problems, or a given one.
         rows: Supervised training rows; 0 takes every (problem, solution style) once.
         phases: Blends of solution styles over the course of training; none takes all alike.
         sft_validation_rows: Held-out supervised rows, from the validation problems.
+        judged_validation_rows: Preference pairs, and solutions with labelled steps, that are moved
+            from the train rows to the validation rows, whole prompts at a time.
         max_length: Longest row in tokens.
         on_too_long: "drop" leaves longer rows out, counted; "fail" ends the build.
         on_bad_row: "fail" ends at a malformed row; "skip" leaves it out, counted.
@@ -63,6 +75,7 @@ class DataConfig(Config):
     rows: int = Field(0, ge=0)
     phases: tuple[Phase, ...] = ()
     sft_validation_rows: int = Field(256, ge=0)
+    judged_validation_rows: int = Field(0, ge=0)
     max_length: int = Field(4096, ge=8)
     on_too_long: Literal["drop", "fail"] = "drop"
     on_bad_row: Literal["fail", "skip"] = "fail"
@@ -114,23 +127,33 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
         print(f"data: complete, kept as it is ({stage.final})", file=sys.stderr)
         return stage.final
     started = time.monotonic()
-    read, rejected = read_sources(config.sources, seed, config.on_bad_row, config.on_bad_gold)
+    read, found, rejected = read_sources(
+        config.sources, seed, config.on_bad_row, config.on_bad_gold
+    )
+    judged, leaked = without_held_out_prompts(hold_out(found, config.judged_validation_rows, seed))
     unique, duplicates = drop_duplicates(read)
     problems, golds = check_golds(unique, config.on_bad_gold, config.workers)
     splits = {split: [p for p in problems if p.split == split] for split in PRIORITY}
     solved = {
         split: [p for p in splits[split] if p.solutions] for split in ("train", "validation")
     }
-    if not solved["train"]:
+    if not solved["train"] and not any(item.split == "train" for item in judged):
         raise UserError("data.sources", "no problem of the train split has a solution",
                         "at least one", "give a source a train file, or more problems")
     formatter = make_formatter(
-        config.tokenizer, profile, _texts(config, profile, solved["train"]), "data.tokenizer"
+        config.tokenizer, profile, _texts(config, profile, solved["train"], judged),
+        "data.tokenizer",
     )
-    train = _sft_rows(formatter, config, solved["train"], config.rows, config.phases, seed)
+    train = _sft_rows(
+        formatter, config, solved["train"], config.rows, config.phases, seed,
+        may_be_empty=not solved["train"],
+    )
     held_out = _sft_rows(
         formatter, config, solved["validation"], config.sft_validation_rows,
         config.phases[-1:], seed, may_be_empty=True,
+    )
+    tables, unused = tokenise_judged(
+        formatter, judged, config.max_length, config.on_too_long
     )
     statistics: dict[str, Any] = {
         "seed": seed,
@@ -144,11 +167,13 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
             "duplicates": duplicates,
             "bad_golds": len(unique) - len(problems),
             "too_long": {"train": train.too_long, "validation": held_out.too_long},
+            "judged": unused, "judged, prompt held out": leaked,
         },
         "sft_train": figures.row_figures(train.problems, train.pairs, train.draws, train.order()),
         "sft_validation": figures.row_figures(
             held_out.problems, held_out.pairs, held_out.draws, held_out.order()
         ),
+        **judged_figures(tables),
     }
     folder = stage.begin()
     for split in PRIORITY:
@@ -156,10 +181,13 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     formatter.tokenizer.save_pretrained(folder / "tokenizer")
     for name, rows in (("sft_train", train), ("sft_validation", held_out)):
         write_parquet(folder / f"{name}.parquet", rows.problems, rows.pairs, rows.order())
+    write_judged(folder, tables)
     write_json(folder / "statistics.json", statistics)
     final = stage.complete(
         problems={split: len(splits[split]) for split in PRIORITY},
         sft_train=len(train.draws), sft_validation=len(held_out.draws),
+        judged={name: {split: len(rows) for split, rows in splits.items()}
+                for name, splits in tables.items()},
     )
     _tell(statistics, final, time.monotonic() - started)
     return final
@@ -190,11 +218,15 @@ def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:
     return inputs
 
 
-def _texts(config: DataConfig, profile: Profile, problems: Sequence[Problem]) -> Iterator[str]:
-    """Yield what a tokenizer of our own is trained on: whole problems, taken evenly."""
-    step = -(-len(problems) // config.tokenizer.sample_problems)
-    for problem in problems[::step]:
+def _texts(
+    config: DataConfig, profile: Profile, problems: Sequence[Problem], judged: Sequence[Judged]
+) -> Iterator[str]:
+    """Yield what a tokenizer of our own is trained on: whole train rows, taken evenly."""
+    most = config.tokenizer.sample_problems
+    for problem in problems[:: -(-len(problems) // most) or 1]:
         yield from (profile.system, problem.question, *problem.solutions.values())
+    train = [item for item in judged if item.split == "train"]
+    yield from texts_of(train[:: -(-len(train) // most) or 1])
 
 
 def _sft_rows(
@@ -236,10 +268,15 @@ def _with_solutions(problem: Problem, solutions: dict[str, str]) -> Problem:
 
 def _tell(statistics: dict[str, Any], folder: Path, seconds: float) -> None:
     rows = statistics["sft_train"]
+    judged = "".join(
+        f"{statistics[name]['train']['rows']} {what}, "
+        for name, what in (("preference", "preference pairs"), ("steps", "labelled solutions"))
+        if name in statistics
+    )
     print(
         f"data: {rows['rows']} rows, {rows['tokens']['all']} tokens "
-        f"({rows['tokens']['assistant']} carry loss), vocabulary {statistics['vocabulary']}, "
-        f"in {seconds:.1f} s: {folder}",
+        f"({rows['tokens']['assistant']} carry loss), {judged}vocabulary "
+        f"{statistics['vocabulary']}, in {seconds:.1f} s: {folder}",
         file=sys.stderr,
     )
 

@@ -198,6 +198,11 @@ class Formatter:
         """Return the tokens of a text in which nothing is a control token."""
         return self._encode_one(text)
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of a text, and at which character of it each one starts."""
+        found = self._plain.encode(text, add_special_tokens=False)
+        return found.ids, [start for start, _ in found.offsets]
+
     def _encode_one(self, text: str) -> list[int]:
         ids = None if self._by_word is None else self._by_word.encode(text)
         if ids is not None:

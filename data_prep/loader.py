@@ -1,4 +1,4 @@
-"""Reads a mixture's shards into batches: memory-mapped, in order, from any point on."""
+"""Reads what the data stages wrote: shards of training sequences, preference pairs, steps."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_prep.errors import UserError
+from data_prep.schema import JUDGED_VERSION
 
 # Rows among which length-grouped batches are formed: large enough for little padding, small
 # enough that batches stay a random sample.
@@ -145,6 +148,111 @@ class Sequences:
             documents[row, :count] = np.repeat(np.arange(len(starts), dtype=np.int32), sizes)
             positions[row, :count] = np.arange(count, dtype=np.int32) - np.repeat(starts, sizes)
         return Batch(ids, mask, positions, documents, lengths)
+
+
+class Pair(NamedTuple):
+    """A tokenised preference pair; see `data_prep.schema.Preference` for the columns.
+
+    Attributes:
+        prompt: What both answers follow.
+        chosen: The preferred answer, end tokens included.
+        rejected: The other one.
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class StepRow(NamedTuple):
+    """A tokenised solution with labelled steps; see `data_prep.schema.LabelledSteps`.
+
+    Attributes:
+        prompt: What the solution follows.
+        completion: The solution, end tokens included.
+        step_ends: Index in `completion` of the last token of each labelled step, ascending.
+        labels: 1 good, 0 bad; one for each of `step_ends`.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    step_ends: list[int]
+    labels: list[int]
+
+
+class _Lists:
+    """The list columns of a data stage's Parquet file, rows by index."""
+
+    def __init__(self, path: str | Path, kind: str, columns: Sequence[str]) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(
+                str(path), "no such file", f"the data stage's {kind}",
+                f"give [data] a source of {kind} and run python -m data_prep.build",
+            )
+        try:
+            table = pq.read_table(path, columns=list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                str(path), f"cannot be read: {error}", f"the data stage's {kind}",
+                "remove the data folder and build again",
+            ) from None
+        version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+        if version != JUDGED_VERSION:
+            raise UserError(str(path), f"schema version {version}", f"version {JUDGED_VERSION}",
+                            "remove the data folder and build again")
+        self._columns = []
+        for name in columns:
+            lists = table[name].combine_chunks()
+            self._columns.append((lists.offsets.to_numpy(), lists.values.to_numpy()))
+        self._rows = table.num_rows
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._rows
+
+    def _row(self, index: int) -> list[list[int]]:
+        if not 0 <= index < self._rows:
+            raise IndexError(index)
+        return [values[at[index] : at[index + 1]].tolist() for at, values in self._columns]
+
+
+class Pairs(_Lists):
+    """Preference pairs of one split, in the order of their sources.
+
+    Args:
+        path: `preference_<split>.parquet` of a data stage.
+
+    Raises:
+        UserError: The file is not there, or cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the file."""
+        super().__init__(path, "preference pairs", Pair._fields)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return a pair."""
+        return Pair(*self._row(index))
+
+
+class Steps(_Lists):
+    """Solutions with labelled steps of one split, in the order of their sources.
+
+    Args:
+        path: `steps_<split>.parquet` of a data stage.
+
+    Raises:
+        UserError: The file is not there, or cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the file."""
+        super().__init__(path, "labelled steps", StepRow._fields)
+
+    def __getitem__(self, index: int) -> StepRow:
+        """Return a solution."""
+        return StepRow(*self._row(index))
 
 
 class _Shard:

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from data_prep.normalise import normalise
 from data_prep.plugins import load_plugin
 from data_prep.reading import Rejected, items
-from data_prep.schema import Problem, Split
+from data_prep.schema import LabelledSteps, Preference, Problem, Split
 from data_prep.sources._files import FilesConfig
 from verifiers import Outcome, Verdict, verify_many
 
@@ -24,7 +24,7 @@ Policy = Literal["fail", "skip"]
 
 def read_sources(
     sources: Sequence[PluginConfig], seed: int, on_bad_row: Policy, on_bad_gold: Policy
-) -> tuple[list[Problem], dict[str, dict[str, int]]]:
+) -> tuple[list[Problem], list[Preference | LabelledSteps], dict[str, dict[str, int]]]:
     """Read every source, in the order of the configuration.
 
     Args:
@@ -34,14 +34,16 @@ def read_sources(
         on_bad_gold: The same for a row without a gold.
 
     Returns:
-        The problems, and by source how many rows were left out for which reason.
+        The problems, the preference pairs and labelled solutions, and by source how many rows
+        were left out for which reason.
 
     Raises:
-        UserError: A row is broken and its policy is "fail", a source holds no problems, or two
+        UserError: A row is broken and its policy is "fail", a source holds conversations, or two
             problems share an id.
     """
     policies = {"bad_row": on_bad_row, "bad_gold": on_bad_gold}
     problems: list[Problem] = []
+    judged: list[Preference | LabelledSteps] = []
     rejected: dict[str, Counter[str]] = {}
     for config in sources:
         module = load_plugin("data_prep.sources", config.kind, where="data.sources.kind")
@@ -49,17 +51,20 @@ def read_sources(
         for item in found:
             if isinstance(item, Problem):
                 problems.append(item)
+            elif isinstance(item, Preference | LabelledSteps):
+                judged.append(item)
             elif not isinstance(item, Rejected):
                 raise UserError(
                     f"data.sources, kind {config.kind!r}", f"it gives {type(item).__name__} rows",
-                    "a source of problems", "use it in a mixture; see data_prep.mixture",
+                    "problems, preference pairs or labelled steps",
+                    "use it in a mixture; see data_prep.mixture",
                 )
             elif item.error is not None and policies[item.reason] == "fail":
                 raise item.error
             else:
                 rejected.setdefault(item.place.source, Counter())[item.reason] += 1
-    seen: dict[str, Problem] = {}
-    for problem in problems:
+    seen: dict[str, Problem | Preference | LabelledSteps] = {}
+    for problem in (*problems, *judged):
         other = seen.setdefault(problem.id, problem)
         if other is not problem:
             raise UserError(
@@ -67,7 +72,7 @@ def read_sources(
                 f"id {problem.id!r} is taken by {other.where or other.source}",
                 "ids that are unique in a run", "name each file and source once in data.sources",
             )
-    return problems, {name: dict(sorted(c.items())) for name, c in rejected.items()}
+    return problems, judged, {name: dict(sorted(c.items())) for name, c in rejected.items()}
 
 
 def drop_duplicates(problems: Iterable[Problem]) -> tuple[list[Problem], dict[str, int]]:

@@ -11,6 +11,8 @@ from .errors import UserError
 from .jsonl import read_rows
 
 Split = Literal["train", "validation", "test"]
+# Of the files that `Preference` and `LabelledSteps` become.
+JUDGED_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,17 @@ class Chat:
 class Preference:
     """Two answers to one conversation, the first preferred.
 
+    Tokenised, in `data/preference_<split>.parquet` (read by `data_prep.loader.Pairs`):
+
+        id        string
+        source    string
+        prompt    int32 list, up to and including the header of the assistant's turn
+        chosen    int32 list, the preferred answer, end-of-turn token (and eos) included
+        rejected  int32 list, the other one, likewise
+        margin    float32, null where there are no ratings
+
+    `prompt + chosen` and `prompt + rejected` are whole sequences; nothing is padded or cut.
+
     Attributes:
         id: Unique within a run, stable from build to build.
         prompt: (role, content) up to where the answers part.
@@ -94,6 +107,20 @@ class Preference:
 @dataclass(frozen=True, slots=True)
 class LabelledSteps:
     """A solution cut into steps, each judged.
+
+    Tokenised, in `data/steps_<split>.parquet` (read by `data_prep.loader.Steps`):
+
+        id          string
+        source      string
+        prompt      int32 list, up to and including the header of the assistant's turn
+        completion  int32 list, all steps with a blank line between, end-of-turn token (and eos)
+                    included
+        step_ends   int32 list, index in `completion` of the last token of each labelled step,
+                    ascending: the token that holds the step's last character
+        labels      int8 list, 1 good or 0 bad, one for each of `step_ends`
+        answer      string, the gold; empty where the source has none
+
+    Neutral steps and steps that were not judged are in `completion` but have no end and no label.
 
     Attributes:
         id: Unique within a run, stable from build to build.
