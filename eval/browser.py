@@ -16,7 +16,8 @@ from typing import Any
 
 from data_prep.schema import read_problems
 from eval.collect import Results, load_suite
-from eval.grading import Graded, log_shards, read_graded
+from eval.grading import Graded, read_graded
+from eval.sample_log import log_shards
 from pipeline.samples import Sample, read_samples
 
 # Samples in one block: a few hundred kilobytes of text, unpacked in a few milliseconds.

@@ -7,18 +7,20 @@ A stage folder `eval-<name>` holds one folder a suite:
     generation.json         everything that decides the samples
     samples-00000.jsonl …   n samples a problem at the temperature
     greedy-00000.jsonl …    one greedy sample a problem
+    grading.json            everything that decides the verdicts
     verdicts.jsonl          graded rows of the samples
     greedy_verdicts.jsonl   graded rows of the greedy samples
-    figures.json            every figure, a function of the graded rows
+    scoring.json            everything that decides a reward model's scores, where there is one
+    scores.jsonl            its score of every sample
+    figures.json            every figure, a function of the rows above
 
-Samples outlive a change of everything that does not decide them (checker, K, intervals, other
-suites): they are taken over from the folder as it was, complete or not, and graded anew.
+Samples are drawn into a log beside it that is never changed (see `eval.sample_log`); verdicts and
+scores are taken over from the folder as it was while what decides them stays the same. Suites
+that were evaluated before with the same weights stay in the folder.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,13 +30,15 @@ from typing import Any
 
 from data_prep.config import PluginConfig, fingerprint, validate
 from data_prep.jsonl import read_json, write_json, write_rows
-from data_prep.run_folder import Stage, input_hash
+from data_prep.run_folder import Stage, file_hash, input_hash
 from data_prep.schema import Problem
 from eval.figures import SCHEMA, suite_figures
 from eval.grading import Graded, grade, read_graded, write_graded
 from eval.models import check_model
 from eval.profile import EvaluationProfile, load_evaluation_profile
 from eval.prompting import preflight, suite_formatter, suite_prompts
+from eval.reward_model import RewardModel, read_scores
+from eval.sample_log import link, link_folder, log_folder, log_shards
 from eval.sandbox import SandboxConfig, Session
 from eval.suites import Suite
 from eval.tools import ToolEngine
@@ -42,6 +46,7 @@ from pipeline.config import EvaluateConfig
 from pipeline.engines import Engine, Group, Prompt, Sampling, create_engine
 from pipeline.generate import generate_shards
 from pipeline.model import load_tokenizer
+from pipeline.samples import read_samples
 from pipeline.verify import open_pool
 from verifiers import VerifierPool
 
@@ -115,15 +120,14 @@ def evaluate(job: Job) -> Path:
     if job.config.tool_rounds:
         Session(sandbox_of(job.config)).close()  # refuses now what it would refuse hours later
     weights = job.identity or input_hash(job.model)
+    reward = RewardModel(job.config.reward_model, job.model) if job.config.reward_model else None
     problems = {suite.name: suite.load(job.config.limit) for suite in job.suites}
     profile, _ = load_evaluation_profile(job.config.profile)
-    checkers = {
-        suite.name: job.config.checker or profile.checkers.get(suite.language, profile.checker)
-        for suite in job.suites
-    }
-    prompts = prompts_of(job, problems)
-    generation = {
-        name: {
+    prompts, notes = prompts_of(job, problems)
+    plans: dict[str, _Plan] = {}
+    for suite in job.suites:
+        name = suite.name
+        generation = {
             "weights": weights,
             "prompts": fingerprint([[p.id, p.token_ids] for p in prompts[name]]),
             "profile": job.config.profile,
@@ -138,29 +142,29 @@ def evaluate(job: Job) -> Path:
             "shard_size": job.config.shard_size,
             "seed": job.seed,
         }
-        for name, rows in problems.items()
-    }
+        checker = job.config.checker or profile.checkers.get(suite.language, profile.checker)
+        kind = str(checker.get("kind", ""))
+        log = fingerprint(generation)
+        grading = {
+            "log": log,
+            "problems": fingerprint([p.to_row() | {"where": ""} for p in problems[name]]),
+            "checker": checker,
+            "file": file_hash(Path(kind)) if kind.endswith(".py") and Path(kind).is_file() else "",
+            "time_limit_s": job.config.time_limit_s,
+        }
+        scoring = {"log": log, "reward_model": reward.identity} if reward else {}
+        plans[name] = _Plan(generation, grading, scoring)
     settings = {
         "figures": SCHEMA,
-        "generation": generation,
-        "problems": {
-            name: fingerprint([p.to_row() | {"where": ""} for p in rows])
-            for name, rows in problems.items()
-        },
-        "checkers": checkers,
-        "time_limit_s": job.config.time_limit_s,
+        "generation": {name: plan.generation for name, plan in plans.items()},
+        "grading": {name: plan.grading for name, plan in plans.items()},
+        "scoring": {name: plan.scoring for name, plan in plans.items()},
         "k": list(job.config.k),
         "bootstrap": job.config.bootstrap,
     }
     stage = Stage(job.out, f"eval-{job.name}", settings, {})
     if stage.is_complete:
         return stage.final
-    # `begin` drops a partial folder of another plan; its samples may still be this plan's.
-    stale = stage.work.with_name(f"{stage.work.name}.stale")
-    started = stage.work / "plan.json"
-    if started.is_file() and read_json(started) != stage.plan:
-        shutil.rmtree(stale, ignore_errors=True)
-        stage.work.rename(stale)
     work = stage.begin()
     engine = _LazyEngine(job)
     samples = 0
@@ -169,17 +173,54 @@ def evaluate(job: Job) -> Path:
         pools: dict[str, VerifierPool] = {}
         for name, rows in problems.items():
             print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
-            folder = work / name
-            for old in (stale, stage.final):
-                _adopt(old / name, folder, generation[name])
-            write_json(folder / "generation.json", generation[name])
-            key = fingerprint(checkers[name])
+            print("\n".join(f"  {line}" for line in notes[name]), file=sys.stderr)
+            plan, folder = plans[name], work / name
+            folder.mkdir(exist_ok=True)
+            write_json(folder / "generation.json", plan.generation)
+            plan.adopt_judgements(stage.final / name, folder)
+            key = fingerprint(plan.grading["checker"])
             if key not in pools:
-                opened = open_pool(checkers[name], job.config.workers, job.config.time_limit_s)
+                checker = plan.grading["checker"]
+                opened = open_pool(checker, job.config.workers, job.config.time_limit_s)
                 pools[key] = cleanup.enter_context(opened)
-            samples += _suite(job, name, rows, prompts[name], profile, engine, pools[key], folder)
-    shutil.rmtree(stale, ignore_errors=True)
-    return stage.complete(suites=list(problems), samples=samples)
+            samples += _suite(
+                job, name, rows, prompts[name], profile, engine, pools[key], reward, plan, folder
+            )
+    for old in sorted(stage.final.glob("*/figures.json")):
+        if old.parent.name not in problems and _still_holds(old, weights):
+            link_folder(old.parent, work / old.parent.name)
+    return stage.complete(suites=list(problems), samples=samples, model=str(job.model))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What decides one suite's samples, verdicts and scores; `scoring` is empty without any."""
+
+    generation: dict[str, Any]
+    grading: dict[str, Any]
+    scoring: dict[str, Any]
+
+    def adopt_judgements(self, old: Path, new: Path) -> None:
+        """Take over verdicts and scores that the same plan decided, and note the plan."""
+        for note, plan, names in (
+            ("grading.json", self.grading, ("verdicts.jsonl", "greedy_verdicts.jsonl")),
+            ("scoring.json", self.scoring, ("scores.jsonl",)),
+        ):
+            if (old / note).is_file() and read_json(old / note) == plan:
+                for name in filter(lambda name: (old / name).is_file(), names):
+                    link(old / name, new / name)
+            if plan:
+                write_json(new / note, plan)
+
+
+def _still_holds(figures: Path, weights: str) -> bool:
+    """Return whether a suite's figures are of these weights and this program."""
+    generation = figures.with_name("generation.json")
+    return (
+        read_json(figures).get("schema") == SCHEMA
+        and generation.is_file()
+        and read_json(generation)["weights"] == weights
+    )
 
 
 def sandbox_of(config: EvaluateConfig) -> SandboxConfig:
@@ -192,14 +233,13 @@ def sandbox_of(config: EvaluateConfig) -> SandboxConfig:
 
 
 def prompts_of(
-    job: Job, problems: Mapping[str, list[Problem]], *, show: bool = False
-) -> dict[str, list[Prompt]]:
-    """Return the prompts of every suite, checked.
+    job: Job, problems: Mapping[str, list[Problem]]
+) -> tuple[dict[str, list[Prompt]], dict[str, list[str]]]:
+    """Return the prompts of every suite, checked, and what the checks found to show.
 
     Args:
         job: The evaluation.
         problems: Suite name to its problems.
-        show: Print what the checks found, not only what they refuse.
 
     Raises:
         UserError: The tokenizer, profile or an exemplar does not fit, or a check fails.
@@ -207,32 +247,17 @@ def prompts_of(
     profile, path = load_evaluation_profile(job.config.profile)
     tokenizer = load_tokenizer(job.model)
     formatter = suite_formatter(job.model, tokenizer, profile)
-    prompts = {}
+    prompts, notes = {}, {}
     for suite in job.suites:
-        rows = problems[suite.name]
-        prompts[suite.name] = suite_prompts(
+        name, rows = suite.name, problems[suite.name]
+        prompts[name] = suite_prompts(
             rows, formatter, profile, path, suite.language, bool(job.config.tool_rounds)
         )
-        found = preflight(prompts[suite.name], tokenizer, profile.stop, rows)
-        if show:
-            print(
-                f"{suite.name}: template of layout {formatter.layout!r}, profile "
-                f"{job.config.profile!r}"
-            )
-            print("\n".join(f"  {line}" for line in found))
-    return prompts
-
-
-def _adopt(old: Path, new: Path, generation: dict[str, Any]) -> None:
-    """Take over the samples of an earlier folder that the same plan decided."""
-    new.mkdir(parents=True, exist_ok=True)
-    plan = old / "generation.json"
-    if not plan.is_file() or read_json(plan) != generation:
-        return
-    for pattern in ("samples-*.jsonl", "greedy-*.jsonl"):
-        for path in sorted(old.glob(pattern)):
-            if not (new / path.name).is_file():
-                os.link(path, new / path.name)
+        notes[name] = [
+            f"template of layout {formatter.layout!r}, profile {job.config.profile!r}",
+            *preflight(prompts[name], tokenizer, profile.stop, rows),
+        ]
+    return prompts, notes
 
 
 def _suite(
@@ -243,9 +268,11 @@ def _suite(
     profile: EvaluationProfile,
     engine: _LazyEngine,
     pool: VerifierPool,
+    reward: RewardModel | None,
+    plan: _Plan,
     folder: Path,
 ) -> int:
-    """Sample, grade and count one suite; return the number of samples."""
+    """Sample, grade, score and count one suite; return the number of samples."""
     config = job.config
     write_rows(folder / "problems.jsonl", (problem.to_row() for problem in problems))
     write_rows(
@@ -269,9 +296,10 @@ def _suite(
     if not config.n:
         del draws["samples"]
     files = {"greedy": "greedy_verdicts.jsonl", "samples": "verdicts.jsonl"}
+    shards = log_folder(job.out, job.name, name, plan.generation)
     graded: dict[str, list[list[Graded]]] = {}
     for label, draw in draws.items():
-        log = generate_shards(engine, prompts, draw, folder, config.shard_size, label)
+        log = generate_shards(engine, prompts, draw, shards, config.shard_size, label)
         path = folder / files[label]
         if not path.is_file():
             rows = grade(problems, log, pool, f"grade {label}", bool(config.tool_rounds))
@@ -280,11 +308,22 @@ def _suite(
     if not config.n:
         graded["samples"] = graded["greedy"]
         write_graded(folder / files["samples"], (group[0] for group in graded["greedy"]))
+    for label in draws:
+        for path in log_shards(shards, label):
+            link(path, folder / path.name)
+    scores = None
+    if reward is not None:
+        path = folder / "scores.jsonl"
+        if not path.is_file():
+            log = (s for file in log_shards(folder, "samples") for s in read_samples(file))
+            write_rows(path, reward.rows(prompts, log))
+        scores = read_scores(path, {p.id: range(sampling.n) for p in problems})
     figures = suite_figures(
         problems,
         graded["samples"],
         [group[0] for group in graded["greedy"]],
         config.k,
+        scores=scores,
         resamples=config.bootstrap,
         seed=job.seed,
     )

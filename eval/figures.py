@@ -16,7 +16,15 @@ import numpy as np
 
 from data_prep.schema import Problem
 from eval.grading import Graded
-from eval.metrics import average, majority_at_k, majority_first, pass_at_k
+from eval.metrics import (
+    average,
+    best_of_k,
+    majority_at_k,
+    majority_first,
+    pass_at_k,
+    softmax,
+    weighted_vote,
+)
 from eval.statistics import Interval, bootstrap_means, widen_constant
 from eval.styles import style_figures
 
@@ -32,6 +40,10 @@ DEFINITIONS = {
     "maj@k_oracle": "as maj@k, every tie counted for",
     "maj@k_first": "vote of the first k samples, the first class wins a tie (depends on order)",
     "maj@k_string": "as maj@k, votes grouped by spelling instead of by mathematical equality",
+    "best@k": "chance that the sample which the reward model scores highest among k of the n is "
+    "correct: exact expectation over all subsets, equal scores split evenly",
+    "weighted@n": "the vote of all n samples, each weighing exp(score) of the reward model "
+    "(a softmax over the question's samples: only differences of scores count)",
     "truncated": "share of samples that reached the token limit",
     "no_answer": "share of samples in which no answer was found",
     "timeouts": "share of samples whose verdict reached the time limit",
@@ -40,7 +52,7 @@ DEFINITIONS = {
     "mean_tokens": "length of a sample in tokens, end token included",
 }
 # Figures that a breakdown by level or subject repeats.
-_BROKEN_DOWN = ("greedy", "avg@", "pass@", "maj@")
+_BROKEN_DOWN = ("greedy", "avg@", "pass@", "maj@", "best@", "weighted@")
 # Not a share, so 0 and 1 are not its ends.
 _NOT_SHARES = frozenset({"mean_tokens", "greedy_tokens"})
 
@@ -78,6 +90,25 @@ def vote_metrics(questions: Sequence[Votes], ks: Sequence[int]) -> dict[str, np.
     return {name: np.array(values) for name, values in rows.items()}
 
 
+def reward_metrics(
+    questions: Sequence[Votes], scores: Sequence[Sequence[float]], ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Return what a reward model's scores add: metric name to one number a question, shape [Q].
+
+    Args:
+        questions: All with the same number of samples n.
+        scores: Higher is better, shape [Q][n].
+        ks: The K of best-of-K, each at most n.
+    """
+    pairs = list(zip(questions, scores, strict=True))
+    values = {f"best@{k}": [best_of_k(q.correct, s, k) for q, s in pairs] for k in ks}
+    values[f"weighted@{len(questions[0].correct)}"] = [
+        weighted_vote(q.classes, q.correct, softmax(s))  # type: ignore[arg-type]
+        for q, s in pairs
+    ]
+    return {name: np.array(row) for name, row in values.items()}
+
+
 def votes_of(group: Sequence[Graded]) -> Votes:
     """Return a question's votes, grouped by mathematical equality."""
     return Votes([row.is_correct for row in group], [row.answer_class for row in group])
@@ -92,7 +123,10 @@ def spelled_votes_of(group: Sequence[Graded]) -> Votes:
 
 
 def suite_values(
-    sampled: Sequence[Sequence[Graded]], greedy: Sequence[Graded], ks: Sequence[int]
+    sampled: Sequence[Sequence[Graded]],
+    greedy: Sequence[Graded],
+    ks: Sequence[int],
+    scores: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return every metric of a suite, one number a question.
 
@@ -100,6 +134,7 @@ def suite_values(
         sampled: n rows a question.
         greedy: One row a question, in the same order; empty where greedy was not drawn.
         ks: The K of Pass@K and Maj@K.
+        scores: A reward model's, n a question; None without one.
     """
     values: dict[str, np.ndarray] = {}
     if greedy:
@@ -107,6 +142,8 @@ def suite_values(
     values |= vote_metrics([votes_of(group) for group in sampled], ks)
     spelled = vote_metrics([spelled_votes_of(group) for group in sampled], ks)
     values |= {f"maj@{k}_string": spelled[f"maj@{k}"] for k in ks}
+    if scores is not None:
+        values |= reward_metrics([votes_of(group) for group in sampled], scores, ks)
     tests = {
         "truncated": lambda row: row.finish_reason == "length",
         "no_answer": lambda row: row.outcome == "no_answer",
@@ -173,20 +210,22 @@ def suite_figures(
     greedy: Sequence[Graded],
     ks: Sequence[int],
     *,
+    scores: Sequence[Sequence[float]] | None = None,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return what `figures.json` holds: every figure of a suite, from its graded rows alone.
+    """Return what `figures.json` holds: every figure of a suite, from its rows alone.
 
     Args:
         problems: The suite's problems.
         sampled: n rows a question, in the order of the problems.
         greedy: One row a question; empty where greedy was not drawn.
         ks: The K of Pass@K and Maj@K.
+        scores: A reward model's, n a question; None without one.
         resamples: Resampled sets of questions.
         seed: Seed of the resampling.
     """
-    values = suite_values(sampled, greedy, ks)
+    values = suite_values(sampled, greedy, ks, scores)
     found = intervals(values, resamples=resamples, seed=seed)
     styles = style_figures(sampled, resamples=resamples, seed=seed)
     return {

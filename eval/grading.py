@@ -164,17 +164,6 @@ def _judge(
             )
 
 
-def log_shards(folder: Path, label: str) -> list[Path]:
-    """Return the shards of a suite's log, in order.
-
-    Args:
-        folder: The suite's folder in an evaluation.
-        label: "samples" or "greedy"; an evaluation with n = 0 has its greedy samples as both.
-    """
-    shards = sorted(folder.glob(f"{label}-*.jsonl"))
-    return shards or sorted(folder.glob("greedy-*.jsonl"))
-
-
 def write_graded(path: Path, rows: Iterable[Graded]) -> int:
     """Write `verdicts.jsonl` atomically; return the number of rows."""
     return write_rows(path, (row.to_row() for row in rows))

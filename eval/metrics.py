@@ -165,8 +165,8 @@ def weighted_vote(
     Args:
         classes: Equivalence classes, None for no answer; shape [n].
         correct: Verdicts, shape [n].
-        weights: Weight of each vote, shape [n]; scores that may be negative belong through a
-            sigmoid or softmax first.
+        weights: Weight of each vote, positive, shape [n]; scores that may be negative belong
+            through `softmax` first.
     """
     weight: dict[int | str, float] = {}
     members: dict[int | str, list[bool]] = {}
@@ -179,6 +179,16 @@ def weighted_vote(
     most = max(weight.values())
     winners = [average(members[name]) for name in weight if weight[name] == most]
     return sum(winners) / len(winners)
+
+
+def softmax(scores: Sequence[float]) -> list[float]:
+    """Return positive weights that add up to 1, from scores of any sign.
+
+    A Bradley–Terry model knows scores up to a constant a question; this is the function of them
+    that does not change with it.
+    """
+    shifted = np.exp(np.asarray(scores, dtype=np.float64) - max(scores))
+    return [float(value) for value in shifted / shifted.sum()]
 
 
 Shape = tuple[tuple[tuple[int, int], int], ...]

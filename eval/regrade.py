@@ -18,7 +18,8 @@ from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, write_json, write_rows
 from data_prep.schema import read_problems
 from eval.figures import intervals, suite_values
-from eval.grading import Graded, grade, log_shards, read_graded, write_graded
+from eval.grading import Graded, grade, read_graded, write_graded
+from eval.sample_log import log_shards
 from pipeline.samples import Sample, read_samples
 from pipeline.verify import open_pool
 from verifiers import VerifierPool

@@ -210,6 +210,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--top-p", type=float, help="nucleus of the n samples")
     parser.add_argument("--max-tokens", type=int, help="longest completion")
     parser.add_argument("--profile", help="evaluation profile: boxed, qwen_math, … or a .toml")
+    parser.add_argument("--reward-model", help="folder or plug-in file: best@k and weighted@n")
     parser.add_argument("--tool-rounds", type=int, help="programs a sample may run (0: none)")
     parser.add_argument("--workers", type=int, help="judging processes")
     parser.add_argument("--shard-size", type=int, help="questions a shard")
@@ -275,7 +276,8 @@ def main(arguments: list[str]) -> None:
         problems = {suite.name: suite.load(config.limit) for suite in jobs[0].suites}
         for name, rows in problems.items():
             print(f"  {name}: {len(rows)} questions")
-        prompts_of(jobs[0], problems, show=True)
+        for name, lines in prompts_of(jobs[0], problems)[1].items():
+            print(f"{name}:", *lines, sep="\n  ")
         print(config.model_dump_json(indent=2))
         return
     folders = [evaluate(job) for job in jobs]

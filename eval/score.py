@@ -5,7 +5,8 @@
 A row is `{problem_id, sample_index, answer, correct, class?}`. `answer` null is no answer, which
 never votes. `class` is the equivalence class of the answer; without it, answers spelled alike are
 one class, or with `--symbolic` those that the verifier finds equal, and the merges are listed.
-An optional `score` (of a reward model, higher is better) adds `best@k` and `weighted@n`.
+An optional `score` (of a reward model, higher is better) adds `best@k` and `weighted@n`; it may
+also stand in a file of its own, rows `{problem_id, sample_index, score}`, given as `--scores`.
 
 The output holds each metric's value by name (`avg@n`, `pass@k`, `maj@k`, `maj@k_strict`,
 `maj@k_oracle`, `maj@k_first`), and under `intervals` its 95 % interval over problems.
@@ -23,8 +24,9 @@ import numpy as np
 
 from data_prep.errors import UserError, command
 from data_prep.jsonl import Row, read_rows, write_json
-from eval.figures import Votes, intervals, vote_metrics
-from eval.metrics import MOST_SAMPLES, best_of_k, weighted_vote
+from eval.figures import Votes, intervals, reward_metrics, vote_metrics
+from eval.metrics import MOST_SAMPLES
+from eval.reward_model import read_scores
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class Answers:
     """One problem's rows in order of the sample index.
 
     Attributes:
+        indices: Sample indices, ascending; shape [n].
         correct: Verdicts, shape [n].
         texts: Answers as recorded, None for no answer; shape [n].
         classes: Classes as recorded, or the texts where the row gives none, None for no
@@ -39,6 +42,7 @@ class Answers:
         scores: Reward model scores, or None where the file has none; shape [n].
     """
 
+    indices: list[int]
     correct: list[bool]
     texts: list[str | None]
     classes: list[Hashable]
@@ -78,7 +82,7 @@ def read_answers(path: Path) -> dict[str, Answers]:
     answers = {}
     for problem, samples in found.items():
         columns = zip(*(samples[index] for index in sorted(samples)), strict=True)
-        answers[problem] = Answers(*map(list, columns))  # type: ignore[arg-type]
+        answers[problem] = Answers(sorted(samples), *map(list, columns))  # type: ignore[arg-type]
     return answers
 
 
@@ -140,17 +144,7 @@ def score(
     values["no_answer"] = np.array([sum(t is None for t in g.texts) / n for g in groups])
     scores = [group.scores for group in groups]
     if all(value is not None for row in scores for value in row):
-        known: list[list[float]] = scores  # type: ignore[assignment]
-        for k in ks:
-            values[f"best@{k}"] = np.array(
-                [best_of_k(g.correct, s, k) for g, s in zip(groups, known, strict=True)]
-            )
-        values[f"weighted@{n}"] = np.array(
-            [
-                weighted_vote(v.classes, v.correct, _softmax(s))  # type: ignore[arg-type]
-                for v, s in zip(votes, known, strict=True)
-            ]
-        )
+        values |= reward_metrics(votes, scores, ks)  # type: ignore[arg-type]
     found = intervals(values, resamples=resamples, seed=seed)
     result: dict[str, Any] = {name: interval.value for name, interval in found.items()}
     result["problems"], result["n"], result["k"] = len(groups), n, ks
@@ -177,10 +171,16 @@ def _symbolic(problem: str, group: Answers, merges: list[dict[str, Any]]) -> lis
     return classes
 
 
-def _softmax(scores: list[float]) -> list[float]:
-    """Return positive weights of scores that may be negative."""
-    shifted = np.exp(np.array(scores) - max(scores))
-    return [float(value) for value in shifted / shifted.sum()]
+def _scored_throughout(answers: dict[str, Answers], path: Path) -> None:
+    """Refuse a file in which some samples have a score and others none."""
+    missing = [problem for problem, group in answers.items() if None in group.scores]
+    if missing and any(s is not None for group in answers.values() for s in group.scores):
+        raise UserError(
+            str(path),
+            f"samples of {len(missing)} problems, such as {missing[0]!r}, have no score",
+            "a score for every sample, or for none",
+            "score the rest, or leave the column out",
+        )
 
 
 def parse_ks(text: str, n: int) -> list[int]:
@@ -214,6 +214,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--samples", required=True, type=Path, help="graded answers, JSON lines")
     parser.add_argument("--k", default="", help="such as 1,2,4,8 (default: powers of 2 up to n)")
     parser.add_argument("--output", type=Path, help="where the JSON goes (default: the screen)")
+    parser.add_argument("--scores", type=Path, help="a reward model's scores, JSON lines")
     parser.add_argument("--symbolic", action="store_true", help="vote by mathematical equality")
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples of an interval")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling")
@@ -227,6 +228,11 @@ def main(arguments: list[str]) -> None:
             f"at most {MOST_SAMPLES}",
             "score a part of them",
         )
+    if known.scores is not None:
+        wanted = {problem: group.indices for problem, group in answers.items()}
+        for group, row in zip(answers.values(), read_scores(known.scores, wanted), strict=True):
+            group.scores = list(row)
+    _scored_throughout(answers, known.samples)
     ks = parse_ks(known.k or ",".join(str(2**i) for i in range(n.bit_length())), n)
     result = score(answers, ks, resamples=known.bootstrap, seed=known.seed, symbolic=known.symbolic)
     for name, interval in result["intervals"].items():

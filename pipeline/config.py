@@ -152,6 +152,8 @@ class EvaluateConfig(Config):
         tool_rounds: Programs that a sample may run; 0 is chain of thought alone.
         sandbox: Limits of the programs, see `eval.sandbox.SandboxConfig`.
         checker: `kind` of a checker and its options; empty takes the profile's.
+        reward_model: Scores the samples for best-of-K and the weighted vote: name of a training
+            stage, model folder or plug-in file (see `eval.reward_model`); empty for none.
         workers: Judging processes.
         time_limit_s: Wall-clock limit of one verdict; far above what any takes, so that a busy
             machine changes no reward.
@@ -171,6 +173,7 @@ class EvaluateConfig(Config):
     tool_rounds: int = Field(default=0, ge=0)
     sandbox: dict[str, Any] = {}
     checker: dict[str, Any] = {}
+    reward_model: str = ""
     workers: int = Field(default=2, ge=1)
     time_limit_s: float = Field(default=5.0, gt=0.0)
     shard_size: int = Field(default=256, ge=1)

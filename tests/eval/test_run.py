@@ -76,9 +76,22 @@ def test_from_published_file_to_figures(checkpoint, gsm8k_file, tmp_path, engine
     main(arguments(checkpoint, gsm8k_file, out, "--k", "3"))
     assert len(engines) == count
     assert "pass@3" in figures(out)["figures"]
-    # Another temperature decides other samples.
+    # Another temperature decides other samples; going back finds the first ones.
     main(arguments(checkpoint, gsm8k_file, out, "--temperature", "0.5"))
     assert len(engines) == count + 1
+    assert figures(out) != result
+    main(arguments(checkpoint, gsm8k_file, out))
+    assert len(engines) == count + 1
+    assert figures(out) == result
+    # Another suite comes beside the first; another checker keeps the samples.
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"question": "What is 1+1?", "answer": 2}\n')
+    words = arguments(checkpoint, gsm8k_file, out, "--checker.kind", "exact")
+    words[3] = str(mine)
+    main(words)
+    assert len(engines) == count + 2
+    assert figures(out) == result
+    assert figures(out, suite="mine")["questions"] == 1
 
 
 def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path, monkeypatch):
@@ -103,7 +116,7 @@ def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path,
         patch.setattr(eval.evaluate, "create_engine", failing)
         with pytest.raises(KeyboardInterrupt):
             main(arguments(checkpoint, gsm8k_file, cut))
-    partial = cut / "eval-sft.partial" / "gsm8k"
+    (partial,) = (cut / "samples/sft").glob("gsm8k-*")
     assert len(list(partial.glob("samples-*.jsonl"))) == 1
     assert not (cut / "eval-sft").exists()
     before = (partial / "samples-00000.jsonl").stat().st_mtime_ns
@@ -116,7 +129,7 @@ def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path,
     main(arguments(checkpoint, gsm8k_file, cut))
     assert (cut / "eval-sft/gsm8k/samples-00000.jsonl").stat().st_mtime_ns == before
     assert figures(cut) == figures(whole)
-    assert not list(cut.glob("*.stale")) and not list(cut.glob("*.partial"))
+    assert not list(cut.glob("*.partial"))
 
 
 def test_a_prompt_too_long_counts_and_is_reported(checkpoint, tmp_path, capsys):

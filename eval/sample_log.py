@@ -1,0 +1,58 @@
+"""Where sampled shards live: once drawn they are never changed and never thrown away.
+
+`<out>/samples/<checkpoint>/<suite>-<key>` holds the shards of one suite and `generation.json`,
+everything that decided them; the key is that file's fingerprint. Evaluations hold links to the
+shards. So another K, checker, reward model, profile or suite never costs a sample, a change that
+does decide samples starts a log of its own, and changing back finds the first one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import fingerprint
+from data_prep.jsonl import write_json
+
+
+def log_folder(out: Path, checkpoint: str, suite: str, generation: dict[str, Any]) -> Path:
+    """Return the folder of a log, made where it is not there.
+
+    Args:
+        out: Folder of the results.
+        checkpoint: What figures call the checkpoint.
+        suite: The suite's name.
+        generation: Everything that decides the samples.
+    """
+    folder = out / "samples" / checkpoint / f"{suite}-{fingerprint(generation)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "generation.json", generation)
+    return folder
+
+
+def log_shards(folder: Path, label: str) -> list[Path]:
+    """Return the shards of a suite's log, in order.
+
+    Args:
+        folder: The suite's folder in an evaluation, or the log's own.
+        label: "samples" or "greedy"; an evaluation with n = 0 has its greedy samples as both.
+    """
+    shards = sorted(folder.glob(f"{label}-*.jsonl"))
+    return shards or sorted(folder.glob("greedy-*.jsonl"))
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name; on a file system without links, copy it."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Take a folder over whole, its files by link."""
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
