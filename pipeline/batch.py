@@ -36,6 +36,7 @@ class Sequence:
         finish_reason: As in the sample log; empty for data that was not sampled.
         level: Difficulty of the problem, for the records.
         text: The completion as text; empty for data that was not sampled.
+        staleness: Training steps between the policy that sampled it and the one that it trains.
     """
 
     prompt: list[int]
@@ -50,6 +51,7 @@ class Sequence:
     finish_reason: str = ""
     level: str = ""
     text: str = ""
+    staleness: int = 0
 
     def signed(self, sign: int) -> Sequence:
         """Return a copy that stands on one side of a preference pair."""

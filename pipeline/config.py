@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
+from pipeline.agreement import AgreementConfig
 from pipeline.correction import CorrectionConfig
 from pipeline.engines import Sampling, StopString
 from pipeline.model import ModelConfig
@@ -111,6 +112,9 @@ class TrainConfig(Config):
         group_size: Samples a prompt of online methods.
         correction: What is done about the gap between the sampler's log-probs and the
             trainer's (online methods).
+        staleness: Steps by which the policy that samples may lag behind the one that is trained,
+            so that generation overlaps training (online methods); 0 is strictly on policy.
+        agreement: What is done where sampler and trainer compute different log-probs.
         allow_truncated_sampling: Whether online methods may sample with top_p, top_k or min_p:
             the policy that is trained is then not the one that samples.
         micro_tokens: Largest number of tokens in one forward pass.
@@ -128,6 +132,8 @@ class TrainConfig(Config):
     batch: int = Field(default=32, ge=1)
     group_size: int = Field(default=8, ge=1)
     correction: CorrectionConfig = CorrectionConfig()
+    staleness: int = Field(default=0, ge=0)
+    agreement: AgreementConfig = AgreementConfig()
     allow_truncated_sampling: bool = False
     micro_tokens: int = Field(default=16384, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -11,6 +11,16 @@ sequence i is multiplied by
 spread does not grow with the length. π_old is the trainer's policy before the first update on a
 batch, so the correction is a constant, and the ratio ρ = π_θ/π_old stays what it was.
 
+With batches drawn ahead (`pipeline.ahead`) the sampler is the policy of s steps before. π_old
+stays the trainer's policy before the first update on the batch, and the sampler's own log-probs,
+recorded when it sampled, are the behaviour policy's: `is` then holds the sampler's rounding and
+its staleness together, is · ρ = π_θ / π_sampler, and the clip bounds each update on the batch
+rather than the age of the samples. This is the decoupled objective of Hilton et al. 2021
+(arXiv:2110.00641) as AReaL uses it (Fu et al. 2025, arXiv:2505.24298, eq. 5). It needs no old
+weights in the trainer and serves methods without a ratio too, which is why staleness is refused
+without a correction. The other reading, π_old = π_sampler in ρ itself, would clip the very
+samples that are stale.
+
 Source: methods.md section 9.
 """
 

@@ -147,6 +147,7 @@ class Rollouts:
             for completion in group.completions
         ]
         verdicts = iter(self.pool.verify_many(pairs))
+        staleness = step - self.engine.policy_version
         sequences: list[Sequence] = []
         for number, (i, group) in enumerate(zip(indices, groups, strict=True), start=first):
             if group.error is not None:
@@ -166,6 +167,7 @@ class Rollouts:
                         finish_reason=completion.finish_reason,
                         level=self.problems[i].level,
                         text=completion.text,
+                        staleness=staleness,
                     )
                 )
                 rows.append(
@@ -178,6 +180,7 @@ class Rollouts:
                         "text": completion.text,
                         "finish_reason": completion.finish_reason,
                         "policy_version": self.engine.policy_version,
+                        "staleness": staleness,
                         "seed": completion.seed,
                         "outcome": verdict.outcome.value,
                         "reward": reward,

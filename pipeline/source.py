@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.schema import read_problems
 from pipeline.batch import Sequence
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.engines import create_engine
+from pipeline.engines import Engine, Prompt, create_engine
 from pipeline.fixed import Rows, read_log
 from pipeline.generate import render_prompts
 from pipeline.methods import Method
@@ -22,6 +22,22 @@ from pipeline.verify import open_pool
 
 # A step's sequences with signal, and figures about how they came about.
 Draw = Callable[[int], tuple[list[Sequence], dict[str, float]]]
+
+
+class Source(NamedTuple):
+    """Where a stage's batches come from.
+
+    Attributes:
+        draw: Draws a step's batch.
+        total: Number of steps.
+        engine: Samples for the online methods, else None.
+        prompts: What the engine is asked, else nothing.
+    """
+
+    draw: Draw
+    total: int
+    engine: Engine | None = None
+    prompts: tuple[Prompt, ...] = ()
 
 
 def open_source(
@@ -34,8 +50,8 @@ def open_source(
     context: int,
     work: Path,
     cleanup: ExitStack,
-) -> tuple[Draw, int, Any]:
-    """Return how a step's batch is drawn, the number of steps, and the engine if there is one."""
+) -> Source:
+    """Return how a step's batch is drawn."""
     out = Path(run.out)
     if method.source == "rows":
         rows = Rows(out / "data" / "sft_train.parquet")
@@ -53,7 +69,7 @@ def open_source(
             first = step % epoch * config.batch
             return rows.take(first, min(first + config.batch, len(rows))), {}
 
-        return supervised, total, None
+        return Source(supervised, total)
     if method.source == "samples":
         log = read_log(out / "generate", out / "verify")
         units = method.select(log, run.seed)
@@ -75,7 +91,7 @@ def open_source(
                 sequence.in_group(number) for number, unit in enumerate(chosen) for sequence in unit
             ], {}
 
-        return selected, total, None
+        return Source(selected, total)
     problems = list(read_problems(out / "data" / "train.jsonl"))
     engine = create_engine(run.engine, str(init))
     cleanup.callback(engine.close)
@@ -83,9 +99,10 @@ def open_source(
         open_pool(run.verify.checker, run.verify.workers, run.verify.time_limit_s)
     )
     sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
+    prompts = render_prompts(problems, tokenizer, profile)
     rollouts = Rollouts(
         problems,
-        render_prompts(problems, tokenizer, profile),
+        prompts,
         engine,
         pool,
         method,
@@ -100,6 +117,9 @@ def open_source(
         figures = rollout_figures(drawn.everything, len(kept))
         if method.refill:
             figures["refill_rounds"] = drawn.rounds
+        if config.staleness and kept:
+            lags = [sequence.staleness for sequence in kept]
+            figures |= {"staleness_mean": sum(lags) / len(lags), "staleness_max": max(lags)}
         return kept, figures
 
-    return sampled, config.steps, engine
+    return Source(sampled, config.steps, engine, tuple(prompts))

@@ -33,6 +33,8 @@ from data_prep.errors import UserError, command
 from data_prep.formatting import load_formatter
 from data_prep.jsonl import write_rows
 from data_prep.run_folder import Stage
+from pipeline.agreement import Agreement
+from pipeline.ahead import Ahead
 from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
 from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.correction import gap_figures, importance
@@ -70,6 +72,8 @@ class Trainer:
         # The trainer divides logits by the temperature that the sampler used.
         on_samples = method.source != "rows"
         self.temperature = run.sampling.temperature if on_samples else 1.0
+        # Set for methods that sample: stops before a gradient of wrong log-probs is used.
+        self.agreement: Agreement | None = None
 
     def update(self, sequences: list[Sequence], step: int, total: int) -> dict[str, float]:
         """Take the method's optimizer steps on one batch; return the figures."""
@@ -83,6 +87,8 @@ class Trainer:
         last = self.method.config.updates - 1
         for inner in range(last + 1):
             found, own = self._accumulate(sequences, tokens)
+            if inner == 0 and self.agreement is not None:
+                self.agreement.judge(found["sampler_gap_mean"], sequences)
             norm = torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.config.optimizer.clip_norm or math.inf
             )
@@ -178,7 +184,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
 
     with ExitStack() as cleanup:
         context = int(model.config.max_position_embeddings)
-        draw, total, engine = open_source(
+        draw, total, engine, prompts = open_source(
             run, config, method, init, tokenizer, profile, context, work, cleanup
         )
         held_out = None
@@ -191,8 +197,16 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                     "held-out rows, or validate_every = 0",
                     "give a source validation problems, or set validate_every = 0",
                 )
+        ahead: Ahead | None = None
         if engine is not None:
-            engine.load_weights(model.state_dict().items(), start)
+            agreement = _agreement(run, config, model, tokenizer)
+            agreement.prove_push(engine, prompts, context, start, work / "agreement.json")
+            trainer.agreement = None if _truncated(run) else agreement
+            folder = work / "state" / "ahead"
+            ahead = Ahead(draw, engine, config.staleness, start, total, folder)
+            cleanup.callback(ahead.close)
+            ahead.publish(model.state_dict().items(), start)
+            draw = ahead.draw
         records = Records(work, start, total, config.name)
         cleanup.callback(records.close)
         for step in range(start, total):
@@ -206,8 +220,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                     raise _non_finite(
                         error, sequences, stage.run / f"{config.name}.failed"
                     ) from None
-            if engine is not None:
-                engine.load_weights(model.state_dict().items(), step + 1)
+            if ahead is not None:
+                ahead.publish(model.state_dict().items(), step + 1)
             done = time.perf_counter()
             if held_out is not None and (step + 1) % config.validate_every == 0:
                 figures["validation_loss"] = trainer.held_out_loss(held_out)
@@ -219,7 +233,11 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             }
             records.write(step, figures, timing)
             if (step + 1) % config.save_every == 0 and step + 1 < total:
+                if ahead is not None:
+                    ahead.keep(step + 1)
                 save_state(work / "state", step + 1, model, trainer.optimizer)
+                if ahead is not None:
+                    ahead.drop(step + 1 - config.save_every)
 
     save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile)
     parameters = sum(p.numel() for p in model.parameters())
@@ -228,6 +246,24 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
 
 def _init(run: RunConfig, config: TrainConfig) -> str | Path:
     return run.model.path if config.init == "model" else checkpoint_of(run, config.init)
+
+
+def _agreement(run: RunConfig, config: TrainConfig, model: Any, tokenizer: Any) -> Agreement:
+    return Agreement(
+        config.agreement,
+        model,
+        run.sampling.temperature,
+        config.micro_tokens,
+        autocast=config.precision == "bfloat16",
+        sampler_dtype=run.engine.dtype,  # type: ignore[attr-defined]
+        bos_token_id=tokenizer.bos_token_id,
+        where=f"stage {config.name!r}",
+    )
+
+
+def _truncated(run: RunConfig) -> bool:
+    sampling = run.sampling
+    return sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
 
 
 def _refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None:
@@ -263,8 +299,22 @@ def _refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> Non
             "1: the trainer does not know the penalised distribution, so every ratio is wrong",
             "remove the key; evaluation may set one of its own",
         )
-    truncated = sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
-    if method.source == "policy" and truncated and not config.allow_truncated_sampling:
+    if config.staleness and method.source != "policy":
+        raise UserError(
+            f"{where} 'staleness'",
+            f"{config.staleness} for {config.method.kind!r}, which does not sample",
+            "0",
+            "remove the key, or train a method that samples",
+        )
+    if config.staleness and config.correction.kind == "off":
+        raise UserError(
+            f"{where} 'staleness'",
+            f"{config.staleness} without a correction: the samples are of an older policy, and "
+            "nothing weighs them by how probable they are now",
+            "correction.kind of 'token' or 'sequence'",
+            'add correction = { kind = "token" }, or set staleness = 0',
+        )
+    if method.source == "policy" and _truncated(run) and not config.allow_truncated_sampling:
         raise UserError(
             f"{where} 'allow_truncated_sampling'",
             f"top_p = {sampling.top_p}, top_k = {sampling.top_k}, min_p = {sampling.min_p} "
@@ -278,7 +328,7 @@ def _refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> Non
 def _settings(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:
     """Return what decides this stage's result, beside its inputs."""
     settings: dict[str, Any] = {
-        "train": config.model_dump(mode="json", exclude={"save_every"}),
+        "train": config.model_dump(mode="json", exclude={"save_every", "agreement"}),
         "seed": run.seed,
         "dtype": run.model.dtype,
     }

@@ -304,7 +304,7 @@ def test_a_correction_changes_the_step_by_its_weights(run, monkeypatch):
         return drawn
 
     # No clipping and one step: the norm of the gradient is what the weights make it.
-    plain = {"steps": 1, "optimizer": {"clip_norm": 0.0}}
+    plain = {"steps": 1, "optimizer": {"clip_norm": 0.0}, "agreement": {"on_gap": "off"}}
     norms = {}
     for kind in ("off", "token", "sequence"):
         with monkeypatch.context() as patch:

@@ -1,0 +1,224 @@
+"""Batches ahead of training: which weights draw what, exact resume, and what it says of itself."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import pipeline.train as train_module
+from data_prep.build import build
+from data_prep.config import validate
+from data_prep.errors import UserError
+from data_prep.jsonl import read_rows
+from pipeline.ahead import Ahead
+from pipeline.batch import Sequence
+from pipeline.config import TrainConfig
+from pipeline.train import train
+
+from .small_run import small_run
+
+
+class Engine:
+    """Remembers which weights it holds."""
+
+    policy_version = 0
+
+    def __init__(self):
+        self.value = -1.0
+
+    def load_weights(self, weights, version):
+        ((_, tensor),) = weights
+        self.policy_version, self.value = version, float(tensor)
+
+
+class Run:
+    """A training loop without training: the weights are the number of steps taken."""
+
+    def __init__(self, folder: Path, staleness: int, total: int, start: int = 0):
+        self.engine, self.weights = Engine(), torch.tensor(float(start))
+        self.drawn: list[tuple[int, float, int]] = []
+        self.start, self.total = start, total
+        self.ahead = Ahead(self._draw, self.engine, staleness, start, total, folder)  # type: ignore[arg-type]
+        self.publish(start)
+
+    def publish(self, version):
+        self.ahead.publish([("w", self.weights)], version)
+
+    def _draw(self, step):
+        version = self.engine.policy_version
+        self.drawn.append((step, self.engine.value, version))
+        lag = step - version
+        sequence = Sequence([1], [2, 3], [True, True], 0, 0.5, True, 0.25, [-0.1, -1 / 3], text="é")
+        sequence.staleness = lag
+        return [sequence], {"reward_mean": 1 / 3, "lag": lag}
+
+    def step(self, step):
+        batch = self.ahead.draw(step)
+        self.weights += 1.0  # in place, as an optimizer does
+        self.publish(step + 1)
+        return batch
+
+    def lags(self):
+        return [self.step(step)[0][0].staleness for step in range(self.start, self.total)]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 5])
+def test_a_batch_is_drawn_by_the_weights_that_the_bound_names(tmp_path, staleness):
+    run = Run(tmp_path, staleness, 8)
+    assert run.lags() == [min(step, staleness) for step in range(8)]
+    run.ahead.close()
+    # The values are those of that version: a copy was handed over, not the live parameters.
+    assert run.drawn == [
+        (step, float(max(0, step - staleness)), max(0, step - staleness)) for step in range(8)
+    ]
+
+
+def test_generation_goes_on_while_a_step_is_trained(tmp_path):
+    """With staleness 1 the batch of step 1 is drawn before step 0 ends, and step 2's is not."""
+    run = Run(tmp_path, 1, 4)
+    run.ahead.draw(0)
+    run.ahead._batches[1].result(timeout=10)
+    assert [step for step, *_ in run.drawn] == [0, 1]
+    assert not run.ahead._batches[2].done()
+    run.ahead.close()
+
+
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_run_taken_up_again_reads_the_batches_whose_weights_are_gone(tmp_path, staleness, cut):
+    whole = Run(tmp_path / "whole", staleness, 7)
+    expected = [whole.step(step) for step in range(7)]
+    whole.ahead.close()
+    first = Run(tmp_path / "cut", staleness, 7)
+    found = [first.step(step) for step in range(cut)]
+    first.ahead.keep(cut)  # a state of `cut` steps is saved here
+    first.ahead.drop(cut)
+    first.ahead.close()
+    second = Run(tmp_path / "cut", staleness, 7, start=cut)
+    found += [second.step(step) for step in range(cut, 7)]
+    second.ahead.close()
+    assert found == expected
+    assert [step for step, *_ in second.drawn] == list(range(cut + staleness, 7))
+
+
+def test_an_error_while_drawing_reaches_the_loop(tmp_path):
+    run = Run(tmp_path, 1, 4)
+    run.ahead._draw = lambda step: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        for step in range(4):
+            run.step(step)
+    run.ahead.close()
+
+
+def test_closing_does_not_wait_for_more_than_the_batch_in_hand(tmp_path):
+    gate, entered = threading.Event(), threading.Event()
+    engine = Engine()
+
+    def draw(step):
+        entered.set()
+        gate.wait(10)
+        return [], {}
+
+    ahead = Ahead(draw, engine, 3, 0, 9, tmp_path)  # type: ignore[arg-type]
+    ahead.publish([("w", torch.zeros(()))], 0)
+    entered.wait(10)
+    closing = threading.Thread(target=ahead.close)
+    closing.start()
+    while not ahead._stopped:
+        pass
+    gate.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert [f.done() for f in ahead._batches.values()][:2] == [True, False]
+
+
+# With the real loop, engine and verifiers.
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ahead")
+    run = small_run(folder)
+    build(run.data, Path(run.out), run.seed)
+    train(run, run.train[0])
+    return folder
+
+
+@pytest.fixture
+def run(base, tmp_path):
+    shutil.copytree(base / "run", tmp_path / "run")
+    return small_run(tmp_path)
+
+
+def stage(run, **changes):
+    grpo = next(s for s in run.train if s.name == "grpo").model_dump()
+    changes = {"staleness": 1, "correction": {"kind": "token"}, **changes}
+    return validate(TrainConfig, {**grpo, **changes}, "grpo")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("staleness", [1, 3])
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_killed_stage_ends_with_the_same_bits(run, base, tmp_path, monkeypatch, staleness, at):
+    config = stage(run, staleness=staleness)
+    folder = train(run, config)
+    whole = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".jsonl"}
+    weights = (folder / "checkpoint" / "model.safetensors").read_bytes()
+    logs = {p.name: p.read_bytes() for p in (folder / "rollouts").iterdir()}
+    shutil.rmtree(folder)
+
+    update = train_module.Trainer.update
+
+    def failing(self, sequences, step, total):
+        if step == at:
+            raise Killed
+        return update(self, sequences, step, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.Trainer, "update", failing)
+        with pytest.raises(Killed):
+            train(run, config)
+    folder = train(run, config)
+    assert (folder / "checkpoint" / "model.safetensors").read_bytes() == weights
+    assert (folder / "steps.jsonl").read_bytes() == whole["steps.jsonl"]
+    assert {p.name: p.read_bytes() for p in (folder / "rollouts").iterdir()} == logs
+    assert not (folder / "state").exists()
+
+
+def test_staleness_is_logged_for_each_sample_and_step(run):
+    folder = train(run, stage(run, staleness=2))
+    for number, row in read_rows(folder / "steps.jsonl"):
+        step = number - 1
+        lag = min(step, 2)
+        if row["signal_share"]:
+            assert row["staleness_mean"] == row["staleness_max"] == lag
+        for _, sample in read_rows(folder / "rollouts" / f"step-{step:05d}.jsonl"):
+            assert sample["policy_version"] == step - lag
+            assert sample["staleness"] == lag
+
+
+def test_the_correction_weighs_by_what_the_policy_has_moved(run):
+    """Stale samples: log π_old − log π_sampler is no longer rounding, and the weights show it."""
+    fresh, stale = (
+        [row for _, row in read_rows(train(run, stage(run, staleness=s)) / "steps.jsonl")]
+        for s in (0, 2)
+    )
+    assert max(row["sampler_gap_mean"] for row in fresh if "sampler_gap_mean" in row) < 1e-4
+    assert max(row["sampler_gap_mean"] for row in stale if "sampler_gap_mean" in row) > 1e-3
+    # The first batch is the same either way.
+    assert fresh[0]["grad_norm"] == stale[0]["grad_norm"]
+
+
+def test_nonsense_is_refused(run):
+    with pytest.raises(UserError, match="without a correction"):
+        train(run, stage(run, correction={"kind": "off"}))
+    rft = next(s for s in run.train if s.name == "rft").model_dump()
+    with pytest.raises(UserError, match="does not sample"):
+        train(run, validate(TrainConfig, {**rft, "staleness": 1}, "rft"))
