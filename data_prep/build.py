@@ -7,10 +7,10 @@ Of the run's configuration this script reads `seed`, `out`, `[data]` and `[model
 of `[data]` can be overridden on the command line (`--tokenizer.vocab-size 512`).
 
 The folder `<out>/data` then holds `train.jsonl`, `validation.jsonl`, `test.jsonl` (problems),
-`tokenizer/`, `sft_train.parquet` and `sft_validation.parquet` (rows in training order; the
-trainer does not shuffle), and `statistics.json`. Sources of preference pairs and of labelled steps
-give `preference_<split>.parquet` and `steps_<split>.parquet` (`data_prep.judged`). Nothing is
-written before every row was read, checked and tokenised.
+`tokenizer/`, `train-*.arrow` and `validation-*.arrow` (tokenised rows, a row a sequence, in
+training order: the trainer does not shuffle), and `statistics.json`. Sources of preference pairs
+and of labelled steps give `preference_<split>.parquet` and `steps_<split>.parquet`
+(`data_prep.judged`). Nothing is written before every row was read, checked and tokenised.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from data_prep.judged import (
 from data_prep.ordering import Draw, Phase, training_order
 from data_prep.plugins import load_plugin
 from data_prep.problems import PRIORITY, check_golds, drop_duplicates, read_sources
-from data_prep.rows import TokenisedPairs, tokenise, write_parquet
+from data_prep.rows import TokenisedPairs, tokenise, write_sequences
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem
 from data_prep.tokenizer import TokenizerConfig, tokenizer_files
@@ -179,8 +179,8 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     for split in PRIORITY:
         write_rows(folder / f"{split}.jsonl", (p.to_row() for p in splits[split]))
     formatter.tokenizer.save_pretrained(folder / "tokenizer")
-    for name, rows in (("sft_train", train), ("sft_validation", held_out)):
-        write_parquet(folder / f"{name}.parquet", rows.problems, rows.pairs, rows.order())
+    for split, rows in (("train", train), ("validation", held_out)):
+        write_sequences(folder, split, rows.problems, rows.pairs, rows.order())
     write_judged(folder, tables)
     write_json(folder / "statistics.json", statistics)
     final = stage.complete(

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from data_prep.errors import UserError, command
 from data_prep.loader import Sequences
 from data_prep.tokenizer import load_tokenizer
@@ -25,28 +23,21 @@ GREEN, RED, DIM, OFF = "\x1b[42;30m", "\x1b[31;1m", "\x1b[2m", "\x1b[0m"
 
 
 def read_row(stage: Path, split: str, row: int) -> tuple[str, list[int], list[int]]:
-    """Return (title, input ids, mask) of a row of a data stage or sequence of a mixture.
+    """Return (title, input ids, mask) of a training sequence; the title names its documents.
 
     Raises:
         UserError: The folder is not such a stage, or has no such row.
     """
-    table = stage / f"sft_{split}.parquet"
-    if table.is_file():
-        rows = pq.read_table(table, memory_map=True)
-        _in_range(stage, row, rows.num_rows)
-        found = rows.slice(row, 1).to_pylist()[0]
-        title = f"{found['problem_id']} ({found['source']}, {found['style']})"
-        return title, found["input_ids"], found["mask"]
     sequences = Sequences(stage, split)
-    _in_range(stage, row, len(sequences))
-    ids, mask, starts = sequences[row]
-    title = f"sequence {row} of {len(sequences)}, {len(starts)} documents at {starts.tolist()}"
-    return title, ids.tolist(), mask.tolist()
-
-
-def _in_range(stage: Path, row: int, rows: int) -> None:
-    if not 0 <= row < rows:
-        raise UserError(str(stage), f"row {row}", f"0 to {rows - 1}", "name another --row")
+    if not 0 <= row < len(sequences):
+        raise UserError(
+            str(stage), f"row {row}", f"0 to {len(sequences) - 1}", "name another --row"
+        )
+    documents = sequences[row]
+    names = ", ".join(f"{source} {number}" for source, number in sequences.origins(row))
+    ids = [token for document in documents for token in document.input_ids.tolist()]
+    mask = [bit for document in documents for bit in document.mask.tolist()]
+    return f"sequence {row} of {len(sequences)}: {names}", ids, mask
 
 
 def coloured(texts: Sequence[str], mask: Sequence[int], control: Sequence[bool]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep import shards
 from data_prep.errors import UserError
 from data_prep.schema import JUDGED_VERSION
 
@@ -22,46 +23,27 @@ from data_prep.schema import JUDGED_VERSION
 WINDOW = 4096
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Padded sequences, B sequences of T tokens.
+class Document(NamedTuple):
+    """One training row.
 
     Attributes:
-        input_ids: int32 [B, T]; padding is 0 and belongs to no document.
-        mask: int8 [B, T]; 1 where the token carries loss (its own log-probability is trained).
-        position_ids: int32 [B, T]; starts anew at 0 in every document.
-        document_ids: int32 [B, T]; number of the document in its sequence from 0, -1 on padding.
-            A token attends to the earlier tokens of its own document only.
-        lengths: int32 [B]; tokens without padding.
+        input_ids: int32 [T].
+        mask: int8 [T]; 1 where the token carries loss (its own log-probability is trained).
     """
 
     input_ids: np.ndarray
     mask: np.ndarray
-    position_ids: np.ndarray
-    document_ids: np.ndarray
-    lengths: np.ndarray
-
-    def attention_mask(self) -> np.ndarray:
-        """Return which key (last axis) each query may see, bool [B, 1, T, T]."""
-        same = self.document_ids[:, :, None] == self.document_ids[:, None, :]
-        real = (self.document_ids >= 0)[:, :, None]
-        steps = np.arange(self.input_ids.shape[1])
-        return (same & real & (steps[:, None] >= steps[None, :]))[:, None]
-
-    def cumulative_lengths(self) -> np.ndarray:
-        """Return where documents start in the batch without padding: int32 [documents + 1].
-
-        This is what variable-length attention kernels take.
-        """
-        starts = np.flatnonzero((self.position_ids == 0)[self.document_ids >= 0])
-        return np.append(starts, int(self.lengths.sum())).astype(np.int32)
 
 
 class Sequences:
-    """The sequences of one split of a mixture, in training order.
+    """Training rows of one split of a data or mixture stage, memory-mapped.
+
+    A sequence is one document, or several that were packed; sequences stand in training order.
+    A document is a row of its own whatever it was packed with: its positions start at 0 and it
+    attends to nothing but itself.
 
     Args:
-        stage: The mixture's folder.
+        stage: The stage's folder.
         split: "train" or "validation".
 
     Raises:
@@ -75,7 +57,8 @@ class Sequences:
         if not paths or len(paths) != expected:
             raise UserError(
                 str(stage), f"{len(paths)} of {expected or 'no'} shards of split {split!r}",
-                "a complete mixture", "run python -m data_prep.mixture again; it goes on",
+                "a complete data or mixture stage with supervised rows",
+                "run python -m data_prep.build (or .mixture) with this configuration; it goes on",
             )
         self._shards = [_Shard(path) for path in paths]
         self._ends = list(accumulate(len(shard) for shard in self._shards))
@@ -84,70 +67,65 @@ class Sequences:
         """Return the number of sequences."""
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (input ids, mask, document starts) of a sequence, views of the mapped file."""
+    def __getitem__(self, index: int) -> list[Document]:
+        """Return the documents of a sequence, views of the mapped file."""
+        shard, row = self._find(index)
+        return shard.documents(row)
+
+    def origins(self, index: int) -> list[tuple[str, int]]:
+        """Return of each document of a sequence its source, and its row's number there."""
+        shard, row = self._find(index)
+        return shard.origins(row)
+
+    def _find(self, index: int) -> tuple[_Shard, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        shard = bisect_right(self._ends, index)
-        return self._shards[shard].read(index - (self._ends[shard - 1] if shard else 0))
+        number = bisect_right(self._ends, index)
+        return self._shards[number], index - (self._ends[number - 1] if number else 0)
 
-    def length(self, index: int) -> int:
-        """Return the number of tokens of a sequence."""
-        return len(self[index][0])
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int32."""
+        return np.concatenate([shard.lengths() for shard in self._shards])
 
-    def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
-        """Yield batches of `size` sequences in training order, the last one smaller.
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max(shard.longest() for shard in self._shards)
 
-        Args:
-            size: Sequences a batch.
-            start: First batch, for a run that goes on.
-        """
-        for first in range(start * size, len(self), size):
-            yield self.collate(range(first, min(first + size, len(self))))
+    def batches(self, size: int) -> list[range]:
+        """Return the sequences of each batch: `size` in training order, fewer in the last one."""
+        return [
+            range(first, min(first + size, len(self))) for first in range(0, len(self), size)
+        ]
 
-    def length_grouped(self, tokens: int, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Yield batches of sequences of like lengths, in a seeded order.
+    def length_grouped(self, tokens: int, seed: int) -> list[list[int]]:
+        """Return the sequences of each batch, those of a batch of like lengths.
 
         Within each window of sequences in training order, the ones of like lengths share a
-        batch; the batches of a window come in random order.
+        batch; the batches of a window come in seeded order.
 
         Args:
-            tokens: Most tokens of a batch, padding included (a longer sequence is alone).
+            tokens: Most tokens of a batch when it is padded to its longest sequence (a longer
+                sequence is alone).
             seed: Decides the order of batches.
-            start: First batch, for a run that goes on.
         """
-        plan = (group for window in range(0, len(self), WINDOW)
-                for group in self._groups(window, tokens, seed))
-        for number, group in enumerate(plan):
-            if number >= start:
-                yield self.collate(group)
+        lengths = self.lengths
+        return [
+            group for window in range(0, len(self), WINDOW)
+            for group in _groups(lengths[window : window + WINDOW], window, tokens, seed)
+        ]
 
-    def _groups(self, window: int, tokens: int, seed: int) -> list[list[int]]:
-        members = range(window, min(window + WINDOW, len(self)))
-        order = sorted(members, key=lambda index: (self.length(index), index))
-        groups: list[list[int]] = [[]]
-        for index in order:
-            # In ascending order the newest is the longest, so it decides the padded width.
-            if groups[-1] and (len(groups[-1]) + 1) * self.length(index) > tokens:
-                groups.append([])
-            groups[-1].append(index)
-        random.Random(f"{seed}/{window}").shuffle(groups)  # noqa: S311 - an order, not a secret
-        return groups
 
-    def collate(self, indices: Sequence[int]) -> Batch:
-        """Return the batch of some sequences, padded to the longest."""
-        rows = [self[index] for index in indices]
-        lengths = np.array([len(ids) for ids, _, _ in rows], dtype=np.int32)
-        shape = (len(rows), int(lengths.max()))
-        ids, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        mask, documents = np.zeros(shape, np.int8), np.full(shape, -1, np.int32)
-        for row, (tokens, bits, starts) in enumerate(rows):
-            count = len(tokens)
-            ids[row, :count], mask[row, :count] = tokens, bits
-            sizes = np.diff(starts, append=count)
-            documents[row, :count] = np.repeat(np.arange(len(starts), dtype=np.int32), sizes)
-            positions[row, :count] = np.arange(count, dtype=np.int32) - np.repeat(starts, sizes)
-        return Batch(ids, mask, positions, documents, lengths)
+def _groups(lengths: np.ndarray, first: int, tokens: int, seed: int) -> list[list[int]]:
+    groups: list[list[int]] = [[]]
+    for offset in np.argsort(lengths, kind="stable").tolist():
+        # In ascending order the newest is the longest, so it decides the padded width.
+        if groups[-1] and (len(groups[-1]) + 1) * int(lengths[offset]) > tokens:
+            groups.append([])
+        groups[-1].append(first + offset)
+    random.Random(f"{seed}/{first}").shuffle(groups)  # noqa: S311 - an order, not a secret
+    return groups
 
 
 class Pair(NamedTuple):
@@ -260,18 +238,45 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self._file = pa.memory_map(str(path))
-        table = pa.ipc.open_file(self._file).read_all()
-        self._columns = {}
-        for name in ("input_ids", "mask", "starts"):
-            lists = table[name].chunk(0)
+        try:
+            table = pa.ipc.open_file(self._file).read_all()
+        except pa.ArrowInvalid as error:
+            raise UserError(str(path), f"cannot be read: {error}", "a shard of training sequences",
+                            "remove the stage's folder and build again") from None
+        metadata = table.schema.metadata or {}
+        version = metadata.get(b"schema_version", b"none").decode()
+        if version != shards.VERSION:
+            raise UserError(str(path), f"schema version {version}", f"version {shards.VERSION}",
+                            "remove the stage's folder and build again")
+        self._names: list[str] = json.loads(metadata[b"sources"])
+        self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name in shards.SCHEMA.names:
+            lists = table[name].combine_chunks()
             self._columns[name] = (lists.offsets.to_numpy(), lists.values.to_numpy())
         self._rows = table.num_rows
 
     def __len__(self) -> int:
         return self._rows
 
-    def read(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        ids, mask, starts = (
-            values[offsets[row] : offsets[row + 1]] for offsets, values in self._columns.values()
-        )
-        return ids, mask, starts
+    def _row(self, name: str, row: int) -> np.ndarray:
+        offsets, values = self._columns[name]
+        return values[offsets[row] : offsets[row + 1]]
+
+    def documents(self, row: int) -> list[Document]:
+        ids, mask = self._row("input_ids", row), self._row("mask", row)
+        borders = pairwise([*self._row("starts", row).tolist(), len(ids)])
+        return [Document(ids[start:stop], mask[start:stop]) for start, stop in borders]
+
+    def origins(self, row: int) -> list[tuple[str, int]]:
+        sources, numbers = self._row("source", row).tolist(), self._row("number", row).tolist()
+        return [(self._names[s], number) for s, number in zip(sources, numbers, strict=True)]
+
+    def lengths(self) -> np.ndarray:
+        return np.diff(self._columns["input_ids"][0])
+
+    def longest(self) -> int:
+        # A document ends where the next one starts, or with its sequence.
+        first, starts = self._columns["starts"]
+        tokens = self._columns["input_ids"][0]
+        base = np.repeat(tokens[:-1], np.diff(first))
+        return int(np.diff(np.append(base + starts, tokens[-1])).max(initial=0))

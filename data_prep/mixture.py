@@ -35,7 +35,7 @@ from data_prep.page import write_page
 from data_prep.reading import stretches
 from data_prep.run_folder import Stage
 from data_prep.selection import select
-from data_prep.shards import Document, write_shards
+from data_prep.shards import Document, TokenFiles, write_shards
 from data_prep.sources._files import FilesConfig
 from data_prep.tokenizer import load_tokenizer, tokenizer_files
 from prompts import Profile
@@ -94,7 +94,12 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
                 candidates.number[rows].tolist(), strict=True,
             )
         ]
-        write_shards(folder, split, documents, sequences, config.shard_sequences, config.workers)
+        tokens = TokenFiles(folder / "chunks")
+        write_shards(
+            folder, split, documents, sequences, tokens, names, config.shard_sequences,
+            config.workers,
+        )
+        tokens.close()
     figures = mixture_figures(
         config, names, candidates, selection, reports, packing, _pools(config, tasks)
     )

@@ -1,31 +1,21 @@
-"""Tokenised rows: encoded in batches, held flat, written as Parquet in training order."""
+"""Tokenised rows: encoded in batches, written as shards in training order."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep.formatting import Formatter, Message
 from data_prep.preflight import ROWS, preflight
 from data_prep.schema import Problem
+from data_prep.shards import Document, write_shards
 
 BATCH = 4096
-SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("source", pa.string()),
-        ("style", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("mask", pa.list_(pa.int8())),
-    ],
-    metadata={"schema_version": "1"},
-)
+# Rows of one file.
+SHARD = 65536
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,10 @@ class TokenisedPairs:
     def lengths(self) -> np.ndarray:
         """Return the number of tokens of each pair, prompt and solution."""
         return np.array([len(row) for row in self.ids], dtype=np.int64)
+
+    def read(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+        """Return (input ids int32, mask int8) of the pair that stands at `document.offset`."""
+        return self.ids[document.offset], self.masks[document.offset]
 
 
 def messages_of(question: str, solution: str) -> list[Message]:
@@ -74,30 +68,23 @@ def tokenise(formatter: Formatter, problems: Sequence[Problem]) -> TokenisedPair
     return pairs
 
 
-def write_parquet(
-    path: Path, problems: Sequence[Problem], pairs: TokenisedPairs, order: Sequence[int],
+def write_sequences(
+    folder: Path, split: str, problems: Sequence[Problem], pairs: TokenisedPairs,
+    order: Sequence[int],
 ) -> None:
-    """Write the pairs that `order` names, in its order, row group by row group."""
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            named = [(problems[pairs.keys[i][0]], pairs.keys[i][1]) for i in chosen]
-            writer.write_table(
-                pa.table(
-                    [
-                        pa.array([problem.id for problem, _ in named]),
-                        pa.array([problem.source for problem, _ in named]),
-                        pa.array([style for _, style in named]),
-                        _lists([pairs.ids[i] for i in chosen]),
-                        _lists([pairs.masks[i] for i in chosen]),
-                    ],
-                    schema=SCHEMA,
-                )
-            )
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Write the pairs that `order` names, in its order, a row a sequence.
 
-
-def _lists(rows: Sequence[np.ndarray]) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows)))
+    Args:
+        folder: The stage's folder.
+        split: "train" or "validation".
+        problems: The split's problems; a row's number is its problem's, from 0.
+        pairs: Their tokenised solutions.
+        order: Index of each row's pair.
+    """
+    names = sorted({problem.source for problem in problems})
+    documents = [
+        Document("", index, len(ids), names.index(problems[problem].source), problem)
+        for index, ((problem, _), ids) in enumerate(zip(pairs.keys, pairs.ids, strict=True))
+    ]
+    rows = [[index] for index in order]
+    write_shards(folder, split, documents, rows, pairs, names, SHARD, workers=1)

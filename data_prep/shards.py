@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+VERSION = "1"
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -41,6 +43,14 @@ class Document(NamedTuple):
     length: int
     source: int
     number: int
+
+
+class TokenSource(Protocol):
+    """Where the tokens of documents come from; `read` is called from several threads."""
+
+    def read(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+        """Return (input ids int32, mask int8) of a document."""
+        ...
 
 
 class TokenFiles:
@@ -76,70 +86,79 @@ class TokenFiles:
 
 def write_shards(
     folder: Path, split: str, documents: Sequence[Document], sequences: Sequence[Sequence[int]],
-    size: int, workers: int,
+    tokens: TokenSource, names: Sequence[str], size: int, workers: int,
 ) -> None:
     """Write the shards of a split that are not there yet.
 
     Args:
-        folder: The stage's folder; tokens lie in its `chunks`.
+        folder: The stage's folder.
         split: "train" or "validation".
         documents: The split's rows.
         sequences: Rows of each sequence, sequences in training order.
+        tokens: Where the rows' tokens come from.
+        names: Names of the sources.
         size: Sequences a shard.
         workers: Threads; the work is copying bytes, which needs no processes of its own.
     """
-    count = -(-len(sequences) // size)
-    files = TokenFiles(folder / "chunks")
+    # A split without rows has one empty shard: what is missing is then never taken for empty.
+    count = max(1, -(-len(sequences) // size))
 
     def write(index: int) -> None:
         chosen = sequences[index * size : (index + 1) * size]
         path = folder / f"{split}-{index:05d}-of-{count:05d}.arrow"
         if not path.is_file():
-            write_shard(path, [[documents[row] for row in one] for one in chosen], files)
+            write_shard(path, [[documents[row] for row in one] for one in chosen], tokens, names)
 
     with ThreadPoolExecutor(workers) as pool, tqdm(
-        total=count, desc=f"write {split}", unit="shard", file=sys.stderr, disable=not count
+        total=count, desc=f"write {split}", unit="shard", file=sys.stderr, disable=count < 2
     ) as bar:
         for _ in pool.map(write, range(count)):
             bar.update()
-    files.close()
 
 
-def write_shard(path: Path, sequences: Sequence[Sequence[Document]], files: TokenFiles) -> None:
+def write_shard(
+    path: Path, sequences: Sequence[Sequence[Document]], tokens: TokenSource, names: Sequence[str]
+) -> None:
     """Write one shard under a temporary name, sync, rename.
 
     Columns: the documents' tokens joined, their masks joined, where each document starts, and of
-    each document the source's index and its row number.
+    each document the source's index and its row number. The schema's metadata holds the format's
+    version and the sources' names.
     """
     ids: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     for sequence in sequences:
         for document in sequence:
-            one, two = files.read(document)
+            one, two = tokens.read(document)
             ids.append(one)
             masks.append(two)
-    tokens = [sum(document.length for document in sequence) for sequence in sequences]
+    lengths = [sum(document.length for document in sequence) for sequence in sequences]
     documents = [len(sequence) for sequence in sequences]
     starts = [
         np.cumsum([0, *(document.length for document in sequence[:-1])]) for sequence in sequences
     ]
     flat = [document for sequence in sequences for document in sequence]
+    schema = SCHEMA.with_metadata({"schema_version": VERSION, "sources": json.dumps(list(names))})
     table = pa.table(
         [
-            _lists(np.concatenate(ids), tokens),
-            _lists(np.concatenate(masks), tokens),
-            _lists(np.concatenate(starts).astype(np.int32), documents),
+            _lists(_joined(ids, np.int32), lengths),
+            _lists(_joined(masks, np.int8), lengths),
+            _lists(_joined(starts, np.int32), documents),
             _lists(np.array([document.source for document in flat], dtype=np.int16), documents),
             _lists(np.array([document.number for document in flat], dtype=np.int64), documents),
         ],
-        schema=SCHEMA,
+        schema=schema,
     )
     temporary = path.with_name(f"{path.name}.tmp")
-    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_table(table)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _joined(parts: Sequence[np.ndarray], dtype: type[np.integer]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
 
 
 def _lists(values: np.ndarray, lengths: Sequence[int]) -> pa.ListArray:

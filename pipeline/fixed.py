@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import numpy as np
 
 from data_prep.errors import UserError
 from data_prep.jsonl import read_rows
+from data_prep.loader import Sequences
 from pipeline.batch import Sequence
 from pipeline.reward import reward_of
 from pipeline.samples import read_samples
@@ -17,55 +17,46 @@ from verifiers import Verdict
 
 
 class Rows:
-    """Supervised rows of the data stage, memory-mapped, in the order they were written in.
+    """Supervised rows of a data or mixture stage, memory-mapped, in training order.
+
+    A sequence of a mixture is several packed documents. Each document is a `Sequence` of its own,
+    so that positions start anew in it and attention never leaves it, whatever it was packed with;
+    how documents lie side by side in a forward pass is `pipeline.batch`'s matter.
 
     Args:
-        path: A Parquet file with `input_ids` and `mask`.
+        stage: The stage's folder.
+        split: "train" or "validation".
     """
 
-    def __init__(self, path: Path) -> None:
-        """Map the file."""
-        if not path.is_file():
-            raise UserError(
-                str(path),
-                "no such file",
-                "the data stage's rows",
-                "run `python -m data_prep.build` with this configuration first",
-            )
-        try:
-            table = pq.read_table(path, columns=["input_ids", "mask"], memory_map=True)
-        except pa.ArrowException as error:
-            raise UserError(
-                str(path),
-                f"cannot be read: {error}",
-                "the data stage's rows",
-                "remove the data folder and build again",
-            ) from None
-        self._ids, self._mask = table["input_ids"], table["mask"]
+    def __init__(self, stage: Path, split: str) -> None:
+        """Map the shards."""
+        self._sequences = Sequences(stage, split)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, 0 where there are none."""
-        return int(
-            pc.call_function("max", [pc.call_function("list_value_length", [self._ids])]).as_py()
-            or 0
-        )
+        """Tokens of the longest document."""
+        return self._sequences.longest
 
     def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self._ids)
+        """Return the number of training sequences."""
+        return len(self._sequences)
 
     def take(self, start: int, stop: int) -> list[Sequence]:
-        """Return rows start … stop-1 as sequences: what precedes the first loss is the prompt."""
-        sequences = []
-        ids = self._ids.slice(start, stop - start).to_pylist()
-        masks = self._mask.slice(start, stop - start).to_pylist()
-        for offset, (row, mask) in enumerate(zip(ids, masks, strict=True)):
-            first = max(1, mask.index(1))
-            sequences.append(
-                Sequence(row[:first], row[first:], [bool(m) for m in mask[first:]], start + offset)
-            )
-        return sequences
+        """Return the documents of training sequences start … stop-1.
+
+        What precedes a document's first token with loss is its prompt.
+        """
+        documents = chain.from_iterable(self._sequences[i] for i in range(start, stop))
+        return [
+            _document(ids, mask, number) for number, (ids, mask) in enumerate(documents)
+        ]
+
+
+def _document(ids: np.ndarray, mask: np.ndarray, number: int) -> Sequence:
+    first = max(1, int(mask.argmax()))
+    return Sequence(
+        ids[:first].tolist(), ids[first:].tolist(), mask[first:].astype(bool).tolist(), number
+    )
 
 
 def read_log(samples: Path, verdicts: Path) -> list[Sequence]:

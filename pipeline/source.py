@@ -54,7 +54,7 @@ def open_source(
     """Return how a step's batch is drawn."""
     out = Path(run.out)
     if method.source == "rows":
-        rows = Rows(out / "data" / "sft_train.parquet")
+        rows = Rows(out / "data", "train")
         if rows.longest > context:
             raise UserError(
                 f"stage {config.name!r}",

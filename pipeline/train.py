@@ -189,7 +189,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         )
         held_out = None
         if config.validate_every and method.source == "rows":
-            held_out = Rows(out / "data" / "sft_validation.parquet")
+            held_out = Rows(out / "data", "validation")
             if not len(held_out):
                 raise UserError(
                     f"stage {config.name!r}, key 'validate_every'",

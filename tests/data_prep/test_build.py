@@ -2,7 +2,6 @@ import hashlib
 import json
 import math
 
-import pyarrow.parquet as pq
 import pytest
 
 from data_prep import build as script
@@ -11,6 +10,7 @@ from data_prep.config import validate
 from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
 from data_prep.jsonl import read_json
+from data_prep.loader import Sequences
 from data_prep.normalise import normalise
 from data_prep.schema import read_problems
 from data_prep.tokenizer import load_tokenizer
@@ -55,15 +55,31 @@ def built(tmp_path_factory):
     return build(config(), tmp_path_factory.mktemp("run"), 7)
 
 
-def rows_of(folder, name="sft_train"):
-    return pq.read_table(folder / f"{name}.parquet").to_pylist()
+def rows_of(folder, split="train"):
+    """Every row with its problem and the style of its solution."""
+    problems = list(read_problems(folder / f"{split}.jsonl"))
+    formatter = load_formatter(load_tokenizer(str(folder / "tokenizer")), "embedded")
+    styles = {
+        (number, tuple(formatter.training_row(problem.question, text)[0])): style
+        for number, problem in enumerate(problems) for style, text in problem.solutions.items()
+    }
+    data = Sequences(folder, split)
+    rows = []
+    for index in range(len(data)):
+        ((ids, mask),), ((source, number),) = data[index], data.origins(index)
+        rows.append({
+            "problem_id": problems[number].id, "source": source, "mask": mask.tolist(),
+            "input_ids": ids.tolist(), "style": styles[number, tuple(ids.tolist())],
+        })
+    return rows
 
 
 def test_the_stage_has_every_file(built):
     names = {path.name for path in built.iterdir()}
     assert names == {
-        "train.jsonl", "validation.jsonl", "test.jsonl", "tokenizer", "sft_train.parquet",
-        "sft_validation.parquet", "statistics.json", "manifest.json",
+        "train.jsonl", "validation.jsonl", "test.jsonl", "tokenizer",
+        "train-00000-of-00001.arrow", "validation-00000-of-00001.arrow",
+        "statistics.json", "manifest.json",
     }
     assert built.name == "data"
 

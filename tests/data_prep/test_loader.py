@@ -1,10 +1,9 @@
 import numpy as np
+import pyarrow as pa
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from data_prep.errors import UserError
-from data_prep.loader import Batch, Sequences
+from data_prep.loader import Sequences
 from data_prep.shards import Document, TokenFiles, write_shards
 
 LENGTHS = [5, 3, 4, 2, 6, 1, 4, 3, 5, 2]
@@ -24,86 +23,82 @@ def stage(tmp_path):
         Document("c", offset, length, d % 2, d)
         for d, (offset, length) in enumerate(zip(offsets, LENGTHS, strict=True))
     ]
-    write_shards(tmp_path, "train", documents, SEQUENCES, size=2, workers=2)
+    files = TokenFiles(tmp_path / "chunks")
+    for split, sequences in (("train", SEQUENCES), ("validation", [])):
+        write_shards(
+            tmp_path, split, documents, sequences, files, ["even", "odd"], size=2, workers=2
+        )
+    files.close()
     return tmp_path
 
 
-def test_batches_hold_the_documents_in_order(stage):
+def test_sequences_hold_the_documents_in_order(stage):
     data = Sequences(stage, "train")
     assert len(data) == 5
-    batch = next(data.batches(2))
-    assert batch.input_ids.tolist() == [
-        [1, 2, 3, 4, 5, 101, 102, 103], [201, 202, 203, 204, 301, 302, 0, 0]
-    ]
-    assert batch.mask.tolist() == [[0, 1, 1, 1, 1, 0, 1, 1], [0, 1, 1, 1, 0, 1, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 0, 0]]
-    assert batch.document_ids.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, -1, -1]]
-    assert batch.lengths.tolist() == [8, 6]
-    assert batch.cumulative_lengths().tolist() == [0, 5, 8, 12, 14]
+    for number, chosen in enumerate(SEQUENCES):
+        found = [(d.input_ids.tolist(), d.mask.tolist()) for d in data[number]]
+        assert found == [
+            ([100 * d + t for t in range(1, LENGTHS[d] + 1)], [0] + [1] * (LENGTHS[d] - 1))
+            for d in chosen
+        ]
+        assert data.origins(number) == [("odd" if d % 2 else "even", d) for d in chosen]
+    assert data.lengths.tolist() == [8, 6, 6, 8, 7]
+    assert data.longest == 6
+    with pytest.raises(IndexError):
+        data[5]
 
 
-def test_batches_go_on_from_any_point(stage):
+def test_batches_take_the_sequences_in_training_order(stage):
     data = Sequences(stage, "train")
-    whole = [batch.input_ids.tolist() for batch in data.batches(2)]
-    assert len(whole) == 3
-    assert [batch.input_ids.tolist() for batch in data.batches(2, start=1)] == whole[1:]
-    grouped = [batch.input_ids.tolist() for batch in data.length_grouped(12, seed=4)]
-    again = data.length_grouped(12, seed=4, start=2)
-    assert [batch.input_ids.tolist() for batch in again] == grouped[2:]
+    assert [list(batch) for batch in data.batches(2)] == [[0, 1], [2, 3], [4]]
+    assert [list(batch) for batch in data.batches(9)] == [[0, 1, 2, 3, 4]]
 
 
 def test_length_grouped_batches_pad_little_and_keep_to_the_budget(stage):
     data = Sequences(stage, "train")
-    batches = list(data.length_grouped(16, seed=0))
-    assert all(batch.input_ids.size <= 16 for batch in batches)
-    assert sorted(n for batch in batches for n in batch.lengths.tolist()) == [6, 6, 7, 8, 8]
-    assert sum(batch.input_ids.size - batch.lengths.sum() for batch in batches) <= 1
-    orders = {
-        tuple(tuple(b.lengths.tolist()) for b in data.length_grouped(8, seed)) for seed in range(9)
-    }
-    assert len(orders) > 1
+    lengths = data.lengths
+    batches = data.length_grouped(16, seed=0)
+    assert sorted(index for batch in batches for index in batch) == [0, 1, 2, 3, 4]
+    sizes = [len(batch) * int(lengths[batch].max()) for batch in batches]
+    assert max(sizes) <= 16
+    assert sum(sizes) - int(lengths.sum()) <= 1
+    assert data.length_grouped(16, seed=0) == batches
+    assert len({str(data.length_grouped(8, seed)) for seed in range(9)}) > 1
+    # A sequence above the budget is alone.
+    assert [len(batch) for batch in data.length_grouped(4, seed=0)] == [1] * 5
 
 
-def test_what_a_token_sees_is_its_own_documents_past(stage):
-    batch = next(Sequences(stage, "train").batches(2))
-    sees = batch.attention_mask()[:, 0]
-    for row in range(2):
-        for query in range(8):
-            for key in range(8):
-                document = batch.document_ids[row]
-                expected = document[query] == document[key] >= 0 and key <= query
-                assert sees[row, query, key] == expected
+def test_views_are_of_the_mapped_file(stage):
+    # Nothing is copied: what a training process holds in memory does not grow with the data.
+    (first, *_) = Sequences(stage, "train")[0]
+    assert not first.input_ids.flags.owndata
+    assert not first.input_ids.flags.writeable
 
 
-def test_a_model_gives_packed_documents_the_logits_of_separate_ones(stage):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=1000, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager",
-    )).double().eval()
-    batch: Batch = next(Sequences(stage, "train").batches(5))
-    ids = torch.from_numpy(batch.input_ids).long()
-    # Padding sees itself, so that its softmax is defined; nothing else sees padding.
-    sees = torch.from_numpy(batch.attention_mask()) | torch.eye(ids.shape[1], dtype=torch.bool)
-    bias = torch.zeros(sees.shape, dtype=torch.float64).masked_fill(~sees, -1e300)
-    with torch.no_grad():
-        packed = model(
-            input_ids=ids, attention_mask=bias,
-            position_ids=torch.from_numpy(batch.position_ids).long(),
-        ).logits
-        for row in range(5):
-            for document in range(batch.document_ids[row].max() + 1):
-                place = torch.from_numpy(batch.document_ids[row] == document)
-                alone = model(input_ids=ids[row][place][None]).logits[0]
-                torch.testing.assert_close(packed[row][place], alone, rtol=0, atol=1e-10)
-
-
-def test_a_missing_shard_is_named(stage):
+def test_an_empty_split_is_empty_and_a_missing_one_is_an_error(stage):
+    empty = Sequences(stage, "validation")
+    assert len(empty) == empty.longest == 0
+    assert empty.batches(3) == empty.length_grouped(8, 0) == []
     next(stage.glob("train-00001-*")).unlink()
     with pytest.raises(UserError, match="2 of 3 shards"):
         Sequences(stage, "train")
+    next(stage.glob("validation-*")).unlink()
     with pytest.raises(UserError, match="0 of no shards"):
         Sequences(stage, "validation")
+
+
+def test_a_broken_or_foreign_shard_is_named(stage):
+    path = next(stage.glob("train-00001-*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"train-00001.*cannot be read"):
+        Sequences(stage, "train")
+    with pa.OSFile(str(path), "wb") as file:
+        table = pa.table({"input_ids": [[1]]})
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match="schema version none"):
+        Sequences(stage, "train")
 
 
 def test_a_truncated_token_file_is_noticed(stage):

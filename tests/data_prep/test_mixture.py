@@ -143,12 +143,10 @@ def test_the_missing_are_printed(files, tmp_path, capsys):
 
 def documents(stage, split):
     """Every document's (ids, mask, sequence) of a split."""
-    for number, (ids, mask, starts) in (
-        (number, data[number]) for data in [Sequences(stage, split)] for number in range(len(data))
-    ):
-        ends = [*starts[1:].tolist(), len(ids)]
-        for start, stop in zip(starts.tolist(), ends, strict=True):
-            yield ids[start:stop].tolist(), mask[start:stop].tolist(), number
+    data = Sequences(stage, split)
+    for number in range(len(data)):
+        for ids, mask in data[number]:
+            yield ids.tolist(), mask.tolist(), number
 
 
 def test_every_document_is_what_the_formatter_makes_of_a_row(built, files):
@@ -173,7 +171,7 @@ def test_every_document_is_what_the_formatter_makes_of_a_row(built, files):
 def test_sequences_hold_whole_documents_within_the_length(built, figures):
     data = Sequences(built, "train")
     assert len(data) == figures["packing"]["train"]["sequences"]
-    assert max(len(data[i][0]) for i in range(len(data))) <= 256
+    assert data.lengths.max() <= 256
     bos = load_tokenizer(str(built / "tokenizer")).bos_token_id
     found = list(documents(built, "train"))
     assert len(found) == 210
@@ -372,7 +370,7 @@ def test_rows_without_packing_are_a_sequence_each(files, tmp_path):
     stage = build(files, tmp_path, packing="none")
     data = Sequences(stage, "train")
     assert len(data) == 210
-    assert all(len(data[i][2]) == 1 for i in range(len(data)))
+    assert all(len(data[i]) == 1 for i in range(len(data)))
 
 
 def test_the_command_prints_its_plan(files, tmp_path, capsys):
