@@ -3,8 +3,9 @@ r"""The data stage: sources in; problems, a tokenizer and tokenised rows out.
     python -m data_prep.build --config pipeline/configs/cpu.toml
     python -m data_prep.build --config pipeline/configs/cpu.toml --rows 4000 --dry-run
 
-Of the run's configuration this script reads `seed`, `out`, `[data]` and `[model].path`. Any key
-of `[data]` can be overridden on the command line (`--tokenizer.vocab-size 512`).
+Of the run's configuration this script reads `seed`, `out`, `[data]` and `[model].path`, and
+whether there is a `[mixture]`. Any key of `[data]` can be overridden on the command line
+(`--tokenizer.vocab-size 512`).
 
 The folder `<out>/data` then holds `train.jsonl`, `validation.jsonl`, `test.jsonl` (problems),
 `tokenizer/`, `train-*.arrow` and `validation-*.arrow` (tokenised rows, a row a sequence, in
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from pydantic import Field
 
 from data_prep import figures
 from data_prep.command_line import run_stage
-from data_prep.config import Config, plugin_config
+from data_prep.config import plugin_config
 from data_prep.errors import UserError, command
 from data_prep.formatting import Formatter, make_formatter, profile_named
 from data_prep.jsonl import write_json, write_rows
@@ -45,11 +46,11 @@ from data_prep.problems import PRIORITY, check_golds, drop_duplicates, read_sour
 from data_prep.rows import TokenisedPairs, tokenise, write_sequences
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem
-from data_prep.tokenizer import TokenizerConfig, tokenizer_files
+from data_prep.tokenizer import HasTokenizer, model_path, tokenizer_files, with_tokenizer
 from prompts import Profile
 
 
-class DataConfig(Config):
+class DataConfig(HasTokenizer):
     """The data stage.
 
     Attributes:
@@ -71,7 +72,6 @@ class DataConfig(Config):
 
     profile: str = "boxed"
     sources: tuple[plugin_config("data_prep.sources"), ...] = Field(min_length=1)  # type: ignore[valid-type]
-    tokenizer: TokenizerConfig = TokenizerConfig()
     rows: int = Field(0, ge=0)
     phases: tuple[Phase, ...] = ()
     sft_validation_rows: int = Field(256, ge=0)
@@ -109,7 +109,7 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     """Build the data stage of a run, or skip it when it is complete.
 
     Args:
-        config: What to build; see `with_model_tokenizer` for a run with a given model.
+        config: What to build; see `tokenizer_of_run` for a run with a given model.
         run: The run folder.
         seed: Decides generated problems and the order of rows.
 
@@ -191,14 +191,6 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     )
     _tell(statistics, final, time.monotonic() - started)
     return final
-
-
-def with_model_tokenizer(config: DataConfig, model_path: str | None) -> DataConfig:
-    """Return the configuration with a given model's tokenizer, unless it names another."""
-    if not model_path or config.tokenizer.path:
-        return config
-    tokenizer = config.tokenizer.model_copy(update={"path": model_path})
-    return config.model_copy(update={"tokenizer": tokenizer})
 
 
 def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:
@@ -286,13 +278,17 @@ def main(arguments: list[str]) -> None:
     run_stage(
         DataConfig, "data", "python -m data_prep.build", __doc__ or "", arguments,
         lambda found: build(found.config, found.run, found.seed),
-        lambda config, table: with_model_tokenizer(config, _model_path(table)),
+        lambda found: with_tokenizer(found.config, tokenizer_of_run(found.table, found.run)),
     )
 
 
-def _model_path(table: dict[str, Any]) -> str | None:
-    model = table.get("model")
-    return model.get("path") if isinstance(model, dict) else None
+def tokenizer_of_run(table: Mapping[str, Any], run: Path) -> str:
+    """Return the tokenizer that the other tables of a run's configuration imply; empty for none.
+
+    It is the given model's; a run that mixes its supervised rows has the mixture's.
+    """
+    given = model_path(table)
+    return given if given or "mixture" not in table else str(run / "mixture" / "tokenizer")
 
 
 if __name__ == "__main__":

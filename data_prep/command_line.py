@@ -78,8 +78,7 @@ def invocation(
 
 def run_stage(
     model: type[C], section: str, program: str, description: str, arguments: list[str],
-    build: Callable[[Invocation[C]], Path],
-    adjust: Callable[[C, dict[str, Any]], C] = lambda config, table: config,
+    build: Callable[[Invocation[C]], Path], adjust: Callable[[Invocation[C]], C],
 ) -> None:
     """Run a stage from the command line: print the folder that it built, or its plan.
 
@@ -90,13 +89,13 @@ def run_stage(
         description: For `--help`.
         arguments: The command line.
         build: Builds the stage and returns its folder.
-        adjust: Takes into the configuration what other tables of the file say.
+        adjust: Returns the configuration with what other tables of the file say about it.
 
     Raises:
         UserError: Anything that a user can mend.
     """
     found = invocation(model, section, program, description, arguments)
-    found = found._replace(config=adjust(found.config, found.table))
+    found = found._replace(config=adjust(found))
     if not found.is_dry:
         print(build(found))
         return

@@ -37,7 +37,7 @@ from data_prep.run_folder import Stage
 from data_prep.selection import select
 from data_prep.shards import Document, TokenFiles, write_shards
 from data_prep.sources._files import FilesConfig
-from data_prep.tokenizer import load_tokenizer, tokenizer_files
+from data_prep.tokenizer import load_tokenizer, model_path, tokenizer_files, with_tokenizer
 from prompts import Profile
 
 
@@ -205,6 +205,7 @@ def main(arguments: list[str]) -> None:
     run_stage(
         MixtureConfig, "mixture", "python -m data_prep.mixture", __doc__ or "", arguments,
         lambda found: build_mixture(found.config, found.run, found.seed),
+        lambda found: with_tokenizer(found.config, model_path(found.table)),
     )
 
 

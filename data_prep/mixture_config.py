@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from data_prep.config import Config, plugin_config
-from data_prep.tokenizer import TokenizerConfig
+from data_prep.tokenizer import HasTokenizer
 
 
 class Ingredient(Config):
@@ -44,7 +44,7 @@ class Suite(Config):
     source: plugin_config("data_prep.sources")  # type: ignore[valid-type]
 
 
-class MixtureConfig(Config):
+class MixtureConfig(HasTokenizer):
     """A mixture of sources for supervised training.
 
     Attributes:
@@ -70,7 +70,6 @@ class MixtureConfig(Config):
     """
 
     profile: str = "boxed"
-    tokenizer: TokenizerConfig = TokenizerConfig()
     sources: tuple[Ingredient, ...] = Field(min_length=1)
     rows: int = Field(default=0, ge=0)
     validation_rows: int = Field(default=0, ge=0)

@@ -6,9 +6,9 @@ that arithmetic does not depend on how numbers happen to be cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -178,6 +178,29 @@ def _fitting(tokenizer: PreTrainedTokenizerFast, profile: Profile) -> Layout:
 def _missing(tokenizer: PreTrainedTokenizerFast, layout: Layout) -> list[str]:
     known = tokenizer.get_added_vocab()
     return [token for token in layout.control if token not in known]
+
+
+class HasTokenizer(Config):
+    """A stage's configuration that names a tokenizer."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+S = TypeVar("S", bound=HasTokenizer)
+
+
+def with_tokenizer(config: S, path: str) -> S:
+    """Return a stage's configuration with a tokenizer, unless it names one or none is given."""
+    if not path or config.tokenizer.path:
+        return config
+    tokenizer = config.tokenizer.model_copy(update={"path": path})
+    return config.model_copy(update={"tokenizer": tokenizer})
+
+
+def model_path(table: Mapping[str, Any]) -> str:
+    """Return the folder or hub id of the model that a run's configuration starts from, or ""."""
+    model = table.get("model")
+    return str(model.get("path") or "") if isinstance(model, dict) else ""
 
 
 def tokenizer_files(path: str) -> dict[str, Path]:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from data_prep import build as script
-from data_prep.build import DataConfig, build, with_model_tokenizer
+from data_prep.build import DataConfig, build, tokenizer_of_run
 from data_prep.config import validate
 from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
@@ -13,7 +13,7 @@ from data_prep.jsonl import read_json
 from data_prep.loader import Sequences
 from data_prep.normalise import normalise
 from data_prep.schema import read_problems
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_tokenizer, with_tokenizer
 
 SMALL = {
     "profile": "embedded",
@@ -295,10 +295,19 @@ def test_what_cannot_be_built_leaves_nothing_behind(tmp_path, table, message):
 
 
 def test_a_given_models_tokenizer_is_used(built, tmp_path):
-    given = with_model_tokenizer(config(), str(built / "tokenizer"))
+    given = with_tokenizer(config(), str(built / "tokenizer"))
     folder = build(given, tmp_path, 7)
     assert rows_of(folder) == rows_of(built)
-    assert with_model_tokenizer(given, "another") == given
+    assert with_tokenizer(given, "another") == given
+    assert with_tokenizer(config(), "") == config()
+
+
+def test_the_tokenizer_is_the_models_or_the_mixtures(tmp_path):
+    mixture = str(tmp_path / "mixture" / "tokenizer")
+    assert tokenizer_of_run({"model": {}}, tmp_path) == ""
+    assert tokenizer_of_run({"mixture": {}}, tmp_path) == mixture
+    assert tokenizer_of_run({"model": {"path": ""}, "mixture": {}}, tmp_path) == mixture
+    assert tokenizer_of_run({"model": {"path": "a"}, "mixture": {}}, tmp_path) == "a"
 
 
 def run_toml(tmp_path, text):
