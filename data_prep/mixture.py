@@ -27,7 +27,7 @@ from data_prep.converting import convert_chunks
 from data_prep.errors import UserError, command
 from data_prep.formatting import profile_named
 from data_prep.jsonl import write_json
-from data_prep.mixture_config import Ingredient, MixtureConfig
+from data_prep.mixture_config import MixtureConfig
 from data_prep.mixture_figures import mixture_figures
 from data_prep.mixture_tokenizer import prepare_tokenizer
 from data_prep.packing import efficiency, training_sequences
@@ -77,7 +77,8 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
     candidates, reports = load_candidates(tasks)
     names = [Path(ingredient.source.kind).stem for ingredient in config.sources]
     selection = select(
-        candidates, names, config.asked(), config.validation_rows, config.near_duplicates, seed
+        candidates, names, config.asked(), config.scaled(config.validation_rows),
+        config.near_duplicates, seed,
     )
     selected = time.monotonic()
     offsets = token_offsets(candidates, len(tasks))
@@ -140,7 +141,7 @@ def _tasks(config: MixtureConfig, folder: Path) -> list[Task]:
                             "what to train on", "name a file, or \"hub\"")
         found = list(stretches(source, config.chunk_rows))
         total = sum(stretch.rows for stretch in found)
-        limit = _limit(ingredient, total)
+        limit = _limit(config.scaled(ingredient.pool), total)
         stem = Path(source.kind).stem
         tasks += [
             Task(f"{stem}-{index:05d}", stretch, limit, folder)
@@ -149,11 +150,9 @@ def _tasks(config: MixtureConfig, folder: Path) -> list[Task]:
     return tasks
 
 
-def _limit(ingredient: Ingredient, total: int) -> int:
+def _limit(pool: int, total: int) -> int:
     """Return the rank below which a row is in the pool."""
-    if not ingredient.pool or ingredient.pool >= total:
-        return 1 << 64
-    return (ingredient.pool << 64) // total
+    return (pool << 64) // total if 0 < pool < total else 1 << 64
 
 
 def _pools(config: MixtureConfig, tasks: Sequence[Task]) -> list[int]:

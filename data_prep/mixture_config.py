@@ -52,6 +52,8 @@ class MixtureConfig(HasTokenizer):
         tokenizer: Ours, trained on the first rows of every source, or a given one.
         sources: What is mixed, in order of precedence among duplicates.
         rows: Rows in all, where sources have weights.
+        scale: What counts, pools, `rows` and `validation_rows` are multiplied with, at least 1
+            of each: a trial of the same mixture.
         validation_rows: Rows held out, whole groups of rewrites at a time.
         max_length: Longest row in tokens, and the length of a packed sequence.
         on_too_long: "drop" leaves longer rows out; "shorten" takes whole turns off the end of
@@ -72,6 +74,7 @@ class MixtureConfig(HasTokenizer):
     profile: str = "boxed"
     sources: tuple[Ingredient, ...] = Field(min_length=1)
     rows: int = Field(default=0, ge=0)
+    scale: float = Field(default=1.0, gt=0.0, le=1.0)
     validation_rows: int = Field(default=0, ge=0)
     max_length: int = Field(default=4096, ge=8)
     on_too_long: Literal["drop", "shorten"] = "drop"
@@ -99,12 +102,17 @@ class MixtureConfig(HasTokenizer):
     def asked(self) -> list[int]:
         """Return the rows asked of each source; 0 for all that is left."""
         total = sum(ingredient.weight for ingredient in self.sources)
+        counts = [self.scaled(ingredient.count) for ingredient in self.sources]
         if not total:
-            return [ingredient.count for ingredient in self.sources]
-        free = self.rows - sum(ingredient.count for ingredient in self.sources)
+            return counts
+        free = self.scaled(self.rows) - sum(counts)
         ends, reached = [0], 0.0
         for ingredient in self.sources:
             reached += ingredient.weight
             ends.append(round(free * reached / total))
         shares = [stop - start for start, stop in pairwise(ends)]
-        return [i.count or share for i, share in zip(self.sources, shares, strict=True)]
+        return [count or share for count, share in zip(counts, shares, strict=True)]
+
+    def scaled(self, rows: int) -> int:
+        """Return a number of rows at the mixture's scale; 0 stays 0."""
+        return max(1, round(rows * self.scale)) if rows else 0

@@ -126,6 +126,7 @@ class Stretch(NamedTuple):
         first: Number of the first row (line of a JSON lines file) from 0.
         rows: How many rows (lines).
         offset: Byte where a JSON lines file's first row starts.
+        before: Rows in the pieces of the data set that come before this file.
     """
 
     kind: str
@@ -134,6 +135,7 @@ class Stretch(NamedTuple):
     first: int
     rows: int
     offset: int = 0
+    before: int = 0
 
 
 def stretches(config: FilesConfig, rows: int) -> Iterator[Stretch]:
@@ -147,18 +149,22 @@ def stretches(config: FilesConfig, rows: int) -> Iterator[Stretch]:
         UserError: A file is missing or of a kind that cannot be read.
     """
     for split, given in config.paths().items():
-        path = _hub_path(config.kind, split) if given == "hub" else given
-        if not path.startswith("hub:") and not Path(path).is_file():
-            raise UserError(path, "no such file", "a data file", "check the path")
-        whole = Stretch(config.kind, split, path, 0, -1)
-        if not rows:
-            yield whole
-        elif path.endswith(LINES):
-            yield from _line_stretches(whole, rows)
-        else:
-            total = len(_table(path))
-            for first in range(0, max(total, 1), rows):
-                yield whole._replace(first=first, rows=min(rows, total - first))
+        before = 0
+        pieces = _hub_paths(config.kind, split) if given == "hub" else [given]
+        for path in pieces:
+            if not path.startswith("hub:") and not Path(path).is_file():
+                raise UserError(path, "no such file", "a data file", "check the path")
+            whole = Stretch(config.kind, split, path, 0, -1, before=before)
+            if not rows:
+                yield whole
+            elif path.endswith(LINES):
+                yield from _line_stretches(whole, rows)
+            else:
+                total = len(_table(path))
+                for first in range(0, max(total, 1), rows):
+                    yield whole._replace(first=first, rows=min(rows, total - first))
+            if len(pieces) > 1:
+                before += len(_table(path))
 
 
 def read_stretch(stretch: Stretch) -> Iterator[tuple[Place, bytes | Row]]:
@@ -173,9 +179,11 @@ def read_stretch(stretch: Stretch) -> Iterator[tuple[Place, bytes | Row]]:
     source = Path(stretch.kind).stem
     for number, raw in _raw(stretch):
         found = True
-        yield Place(source, stretch.split, stretch.path, number + 1, number), raw
+        yield Place(
+            source, stretch.split, stretch.path, number + 1, stretch.before + number
+        ), raw
     if not found and stretch.first == 0:
-        yield Place(source, stretch.split, stretch.path, 0, 0), b""
+        yield Place(source, stretch.split, stretch.path, 0, stretch.before), b""
 
 
 def _raw(stretch: Stretch) -> Iterator[tuple[int, bytes | Row]]:
@@ -206,16 +214,19 @@ def _line_stretches(whole: Stretch, rows: int) -> Iterator[Stretch]:
         yield whole._replace(first=first, rows=count, offset=offset)
 
 
-def _hub_path(kind: str, split: Split) -> str:
+def _hub_paths(kind: str, split: Split) -> list[str]:
+    """Return "hub:<id>[/<configuration>]:<split>" of each piece of a source's own data set."""
     module = load_plugin("data_prep.sources", kind)
     hub, splits = getattr(module, "HUB", ""), getattr(module, "SPLITS", {})
     if split not in splits:
         raise UserError(
             f"data.sources, kind {kind!r}, key {split!r}", "'hub' has no such split",
-            f"one of {', '.join(splits) or 'none: its data set is in several pieces'}",
+            f"one of {', '.join(splits)}" if splits else "a source with a data set on the hub",
             "name one: hub:<id>[/<configuration>]:<split>, or a local file",
         )
-    return f"hub:{hub}:{splits[split]}"
+    pieces = getattr(module, "CONFIGURATIONS", ())
+    names = [f"{hub}/{piece}" for piece in pieces] or [hub]
+    return [f"hub:{name}:{splits[split]}" for name in names]
 
 
 @lru_cache(maxsize=4)
@@ -265,5 +276,6 @@ def _load(path: str, identity: str, name: str | None, split: str, **more: Any) -
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
             path, f"datasets cannot open it: {reason}", "a data set with this split",
-            "check id, configuration and split; without a network give local files",
+            "check id, configuration and split; without a network give this source a local file "
+            '(train = "rows.parquet") or a downloaded folder (train = "hub:./folder:train")',
         ) from None

@@ -8,7 +8,7 @@ Contract of a plug-in file `data_prep/sources/<kind>.py`:
 * or, in a source that reads files (its `Config` is a `FilesConfig`), `convert(row, place) ->
   Item`: one raw row to one item, a pure function, so that files can be read in parallel and a bad
   row never shifts another; see `data_prep.reading`. `HUB` and `SPLITS` say which data set and
-  splits "hub" stands for.
+  splits "hub" stands for, `CONFIGURATIONS` which pieces it comes in, if it does.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 r"""MATH's published files: `problem`, `solution` with a `\boxed{…}` gold, `level`, `type`.
 
 The gold is the content of the last box (of several that stand side by side, all of them); a
-solution that goes on after its box ends in the box once more. On the hub it comes in seven
-configurations, one a subject: "hub:EleutherAI/hendrycks_math/algebra:test" reads one of them; join
-the seven into a file to read them all.
+solution that goes on after its box ends in the box once more.
+
+Hub id: EleutherAI/hendrycks_math, in seven configurations, one a subject: "hub" reads them all,
+"hub:EleutherAI/hendrycks_math/algebra:test" one of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from data_prep.jsonl import Row, column
 from data_prep.reading import BadGold, Place, items, strictly
 from data_prep.schema import Problem
 from data_prep.sources._files import FilesConfig, end_in_box, final_answer
+
+HUB = "EleutherAI/hendrycks_math"
+SPLITS = {"train": "train", "test": "test"}
+CONFIGURATIONS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
+    "prealgebra", "precalculus",
+)
 
 
 class Config(FilesConfig):

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 from data_prep import chunk, mixture, shards
-from data_prep.config import validate
+from data_prep.config import read_toml, validate
 from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
 from data_prep.jsonl import read_json
@@ -208,6 +208,17 @@ def test_weights_share_out_the_rows(files, tmp_path):
     stage = build(files, tmp_path, sources=sources, rows=101)
     rows = [s["rows"] for s in read_json(stage / "statistics.json")["sources"].values()]
     assert rows == [25, 51, 25]
+
+
+def test_a_trial_scales_every_number_of_the_shipped_mixture():
+    shipped = read_toml(ROOT / "data_prep" / "configs" / "sft_900k.toml")["mixture"]
+    whole = validate(MixtureConfig, shipped, "test")
+    assert whole.asked() == [260085, 228408, 202618, 109618, 99178]
+    assert sum(whole.asked()) == 899907
+    trial = whole.model_copy(update={"scale": 0.001})
+    assert trial.asked() == [260, 228, 203, 110, 99]
+    assert trial.scaled(whole.validation_rows) == 9
+    assert (trial.scaled(1), trial.scaled(0)) == (1, 0)
 
 
 def test_a_pool_considers_about_as_many_rows(files, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from data_prep.config import validate
 from data_prep.errors import UserError
 from data_prep.mixture_config import Ingredient
-from data_prep.reading import Rejected, items, read_stretch, stretches
+from data_prep.reading import Rejected, _table, items, read_stretch, stretches
 
 ROWS = [{"question": f"What is {n}+1?", "answer": f"{n}+1={n + 1}\n#### {n + 1}"} for n in range(7)]
 
@@ -78,11 +78,41 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, text, message):
     assert name in str(caught.value)
 
 
+def test_a_data_set_in_pieces_is_read_whole_with_ids_of_its_own(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(identity, name=None, split=None, **more):
+        asked.append((identity, name, split))
+        rows = [{"problem": f"{name} {n}", "solution": r"\boxed{1}", "level": "", "type": ""}
+                for n in range(2)]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    _table.cache_clear()
+    settings = validate(Ingredient, {"source": {"kind": "math", "test": "hub"}}, "test").source
+    found = list(items(settings))
+    assert [problem.question for problem in found[:3]] == [
+        "algebra 0", "algebra 1", "counting_and_probability 0"
+    ]
+    assert asked[0] == ("EleutherAI/hendrycks_math", "algebra", "test")
+    assert len(found) == len({problem.id for problem in found}) == 14
+    assert found[2].where == (
+        "hub:EleutherAI/hendrycks_math/counting_and_probability:test, row 1"
+    )
+    parts = [p for part in stretches(settings, 1) for p, _ in read_stretch(part)]
+    assert [place.number for place in parts] == list(range(14))
+    _table.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("metamathqa", "one of train"), ("math", "in several pieces")]
+    ("kind", "expected"), [("metamathqa", "one of train"), ("ultrafeedback", "one of train, test")]
 )
 def test_a_split_that_the_hub_does_not_have_is_named(kind, expected):
-    settings = validate(Ingredient, {"source": {"kind": kind, "test": "hub"}}, "test").source
+    settings = validate(
+        Ingredient, {"source": {"kind": kind, "validation": "hub"}}, "test"
+    ).source
     with pytest.raises(UserError, match="no such split") as caught:
         list(items(settings))
     assert expected in str(caught.value)
