@@ -58,13 +58,23 @@ _STYLE = {
 def k_curves(suite: dict[str, dict[str, Any]], order: Sequence[str], prefix: str) -> list[str]:
     """Return Maj@K and Pass@K over K on one scale, a line a checkpoint with its interval.
 
+    Best-of-K comes third where a reward model scored the samples.
+
     Args:
         suite: checkpoint → content of `figures.json`.
         order: All checkpoints of the report, which decides the colours.
         prefix: Makes the drawings' ids unique on the page.
     """
     titles = {"maj": "Maj@K: the vote is right, %", "pass": "Pass@K: at least one is right, %"}
-    every = [c["figures"][f"{m}@{k}"] for c in suite.values() for k in c["k"] for m in titles]
+    if any(f"best@{k}" in c["figures"] for c in suite.values() for k in c["k"]):
+        titles["best"] = "Best-of-K: the reward model's choice is right, %"
+    every = [
+        c["figures"][f"{m}@{k}"]
+        for c in suite.values()
+        for k in c["k"]
+        for m in titles
+        if f"{m}@{k}" in c["figures"]
+    ]
     lowest, highest = min(f["low"] for f in every), max(f["high"] for f in every)
     room = max(0.04 * (highest - lowest), 1e-3)
     drawings = []
@@ -74,7 +84,10 @@ def k_curves(suite: dict[str, dict[str, Any]], order: Sequence[str], prefix: str
             ticks: set[int] = set()
             for checkpoint, content in suite.items():
                 index = order.index(checkpoint)
-                colour, ks = SERIES[index % len(SERIES)], content["k"]
+                ks = [k for k in content["k"] if f"{metric}@{k}" in content["figures"]]
+                if not ks:
+                    continue
+                colour = SERIES[index % len(SERIES)]
                 ticks.update(ks)
                 rows = [content["figures"][f"{metric}@{k}"] for k in ks]
                 axis.fill_between(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from data_prep.errors import UserError
 from data_prep.jsonl import read_json, read_rows, write_json
 from data_prep.run_folder import input_hash
 from data_prep.schema import Problem, read_problems
-from eval.contamination import contamination
+from eval.contamination import contamination, training_questions
 from eval.figures import SCHEMA
 from eval.grading import Graded, read_graded
 from eval.styles import decompose
@@ -37,6 +39,7 @@ class Results:
         versions: Packages and commit that the evaluations were made with.
         folders: checkpoint → its evaluation's folder.
         contamination: suite → questions that the training data holds; empty without any.
+        training: Files that suites were held against; empty where no training data is known.
     """
 
     name: str
@@ -51,18 +54,23 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
     contamination: dict[str, Any] = field(default_factory=dict)
+    training: list[str] = field(default_factory=list)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the (checkpoint, suite) that were evaluated, suite by suite."""
         return [(c, s) for s in self.suites for c in self.checkpoints if s in self.figures[c]]
 
 
-def collect(run: Path, config_file: Path | None = None) -> Results:
+def collect(
+    run: Path, config_file: Path | None = None, training: Sequence[Path] | None = None
+) -> Results:
     """Read a run folder.
 
     Args:
         run: With `eval-<checkpoint>` folders.
         config_file: The run's TOML; by default the `config.toml` that the run folder keeps.
+        training: Files of training questions; by default `data/train.jsonl` of the run, and of
+            the runs that the evaluated checkpoints stand in.
 
     Raises:
         UserError: Nothing was evaluated there, or a file is broken.
@@ -112,7 +120,9 @@ def collect(run: Path, config_file: Path | None = None) -> Results:
         for stage in stages
         if (run / stage / "steps.jsonl").is_file()
     }
-    results.contamination = _contamination(results, run)
+    files = _training_files(run, folders) if training is None else list(training)
+    results.training = [str(path) for path in files]
+    results.contamination = _contamination(results, run, files)
     statistics = run / "data" / "statistics.json"
     results.statistics = read_json(statistics) if statistics.is_file() else {}
     return results
@@ -150,22 +160,35 @@ def _versions(folders: list[Path]) -> dict[str, str]:
     return {package: ", ".join(versions) for package, versions in found.items()}
 
 
-def _contamination(results: Results, run: Path) -> dict[str, Any]:
-    """Return each suite against `data/train.jsonl`, remembered beside the report."""
-    training = run / "data" / "train.jsonl"
-    if not training.is_file():
+def _training_files(run: Path, folders: Mapping[str, Path]) -> list[Path]:
+    """Return the training questions of the runs that results come from."""
+    runs = [run]
+    for folder in folders.values():
+        model = read_json(folder / "manifest.json").get("counts", {}).get("model")
+        if model:  # RUN/STAGE/checkpoint
+            runs.append(Path(model).parent.parent)
+    found = {path.resolve(): path for r in runs if (path := r / "data" / "train.jsonl").is_file()}
+    return list(found.values())
+
+
+def _contamination(results: Results, run: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """Return each suite against training questions, remembered beside the report."""
+    if not files:
         return {}
     suites = {
         suite: list(read_problems(results.folders[checkpoint] / suite / "problems.jsonl"))
         for checkpoint, suite in reversed(results.pairs())
     }
     key = fingerprint(
-        [input_hash(training), {name: [p.question for p in rows] for name, rows in suites.items()}]
+        [
+            [input_hash(path) for path in files],
+            {name: [p.question for p in rows] for name, rows in suites.items()},
+        ]
     )
     memory = run / "report" / "contamination.json"
     if memory.is_file() and (known := read_json(memory)).get("key") == key:
         return known["suites"]
-    found = contamination(suites, read_problems(training))
+    found = contamination(suites, chain.from_iterable(map(training_questions, files)))
     memory.parent.mkdir(exist_ok=True)
     write_json(memory, {"key": key, "suites": found})
     return found

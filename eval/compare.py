@@ -12,6 +12,7 @@ over all pairs; a rank is a range wherever neighbours cannot be told apart.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -25,6 +26,7 @@ from data_prep.jsonl import read_json, write_json
 from data_prep.schema import read_problems
 from eval.figures import Votes, suite_values, vote_metrics
 from eval.grading import read_graded
+from eval.reward_model import read_scores
 from eval.score import read_answers
 from eval.statistics import bootstrap_means, holm, mcnemar, paired_difference
 
@@ -66,7 +68,7 @@ def load_candidates(path: Path) -> dict[str, Candidate]:
         answers = read_answers(path)
         votes = [Votes(group.correct, group.classes) for group in answers.values()]
         n = len(votes[0].correct)
-        values = vote_metrics(votes, [2**i for i in range(n.bit_length())])
+        values = vote_metrics(votes, sorted({*(2**i for i in range(n.bit_length())), n}))
         if n == 1:
             values["greedy"] = values["avg@1"]
         return {"answers": Candidate(path.stem, list(answers), values)}
@@ -85,8 +87,11 @@ def load_candidates(path: Path) -> dict[str, Candidate]:
         ids = [problem.id for problem in problems]
         sampled = read_graded(file.parent / "verdicts.jsonl", ids, figures["n"])
         greedy = read_graded(file.parent / "greedy_verdicts.jsonl", ids, 1)
-        values = suite_values(sampled, [group[0] for group in greedy], figures["k"])
         texts = {problem.id: problem.question for problem in problems}
+        scores = None
+        if (scored := file.with_name("scores.jsonl")).is_file():
+            scores = read_scores(scored, {i: range(figures["n"]) for i in ids})
+        values = suite_values(sampled, [group[0] for group in greedy], figures["k"], scores)
         found[file.parent.name] = Candidate(figures["checkpoint"], ids, values, texts)
     return found
 
@@ -104,8 +109,9 @@ def compare(
 
     Returns:
         `ranking` (name, value, interval, rank range), and `pairs` with the paired bootstrap,
-        Holm-adjusted p-value, McNemar's test on the greedy (or only) sample, the smallest
-        detectable difference, and the ids gained and lost.
+        Holm-adjusted p-value, the smallest detectable difference, and McNemar's test with the
+        ids gained and lost: of the greedy sample where both have one, else of the vote of all
+        samples (a tie is not right).
     """
     columns = np.stack([candidate.values[metric] for candidate in candidates])
     means = bootstrap_means(columns, resamples=resamples, seed=seed)
@@ -119,17 +125,12 @@ def compare(
             "p_value": found.p_value,
             "smallest_detectable": found.smallest,
         }
-        deciding = "greedy" if "greedy" in candidates[a].values else None
-        if deciding and deciding in candidates[b].values:
-            before = candidates[a].values[deciding] > 0.5
-            after = candidates[b].values[deciding] > 0.5
-            test = mcnemar(before, after)
-            pair["mcnemar"] = {"gained": test.gained, "lost": test.lost, "p_value": test.p_value}
-            ids = np.array(candidates[a].ids)
-        else:
-            # Without a single deciding sample: items whose share of the metric moved by half.
-            shift = columns[b] - columns[a]
-            before, after, ids = shift <= -0.5, shift >= 0.5, np.array(candidates[a].ids)
+        decided = _decided(candidates[a], candidates[b])
+        before, after = (candidates[c].values[decided] > 0.5 for c in (a, b))
+        test = mcnemar(before, after)
+        pair["decided_by"] = decided
+        pair["mcnemar"] = {"gained": test.gained, "lost": test.lost, "p_value": test.p_value}
+        ids = np.array(candidates[a].ids)
         pair["gained"] = [str(identity) for identity in ids[~before & after]]
         pair["lost"] = [str(identity) for identity in ids[before & ~after]]
         pairs.append(pair)
@@ -142,6 +143,14 @@ def compare(
         "ranking": _ranking(candidates, means, pairs),
         "pairs": pairs,
     }
+
+
+def _decided(a: Candidate, b: Candidate) -> str:
+    """Return the metric by which an item is right or wrong for both."""
+    if "greedy" in a.values and "greedy" in b.values:
+        return "greedy"
+    shared = [name for name in a.values if re.fullmatch(r"maj@\d+", name) and name in b.values]
+    return max(shared, key=lambda name: int(name[4:]))
 
 
 def _ranking(
@@ -212,12 +221,11 @@ def render(suite: str, result: dict[str, Any], questions: dict[str, str], shown:
             f"    smallest difference these questions would show: "
             f"{100 * pair['smallest_detectable']:.2f} points"
         )
-        if "mcnemar" in pair:
-            test = pair["mcnemar"]
-            lines.append(
-                f"    greedy: {test['gained']} gained, {test['lost']} lost, "
-                f"McNemar p {_p(test['p_value'])}"
-            )
+        test = pair["mcnemar"]
+        lines.append(
+            f"    {pair['decided_by']}: {test['gained']} gained, {test['lost']} lost, "
+            f"McNemar p {_p(test['p_value'])}"
+        )
         for word in ("gained", "lost"):
             for identity in pair[word][:shown]:
                 text = " ".join(questions.get(identity, "").split())

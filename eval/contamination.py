@@ -7,24 +7,61 @@ such rows out; this is the check on the outcome).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from data_prep.decontaminate import Index, Question
+from data_prep.errors import UserError
+from data_prep.jsonl import read_rows
 from data_prep.normalise import normalise
 from data_prep.schema import Problem
 
 EXAMPLES = 5
+# Where published training files keep the question, the first that is there counts.
+COLUMNS = ("question", "problem", "query", "instruction", "prompt")
+
+
+def training_questions(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (id, question) of a training file: the data stage's problems, or published rows.
+
+    Args:
+        path: JSON lines with one of `COLUMNS` as text, or `messages` with a user turn.
+
+    Raises:
+        UserError: A row has neither.
+    """
+    for number, row in read_rows(path):
+        identity = str(row.get("id", f"{path.name}, line {number}"))
+        turns = row.get("messages", row.get("prompt"))
+        question = next((row[c] for c in COLUMNS if isinstance(row.get(c), str)), None)
+        if question is None and isinstance(turns, list):
+            question = next(
+                (
+                    t.get("content")
+                    for t in turns
+                    if isinstance(t, dict) and t.get("role") == "user"
+                ),
+                None,
+            )
+        if not isinstance(question, str):
+            raise UserError(
+                f"{path}, line {number}",
+                f"columns {', '.join(map(repr, row))}",
+                f"a question as text in one of {', '.join(COLUMNS)}, or a user turn in messages",
+                "rename the column, or give another --training file",
+            )
+        yield identity, question
 
 
 def contamination(
-    suites: Mapping[str, Sequence[Problem]], training: Iterable[Problem]
+    suites: Mapping[str, Sequence[Problem]], training: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, Any]]:
     """Return, for every suite, how many of its questions training has seen.
 
     Args:
         suites: Suite name to its problems.
-        training: Problems that training drew from.
+        training: (id, question) of what training drew from.
 
     Returns:
         Suite → `questions`, `exact`, `near` (numbers of the suite's questions) and `examples`
@@ -36,10 +73,10 @@ def contamination(
         for name, problems in suites.items()
     }
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in suites}
-    for problem in training:
-        normal = normalise(problem.question)
+    for identity, question in training:
+        normal = normalise(question)
         for name, index in indexes.items():
-            leak = index.find(problem.question, normal)
+            leak = index.find(question, normal)
             if leak is None:
                 continue
             kind = "exact" if leak.is_exact else "near"
@@ -50,8 +87,8 @@ def contamination(
                     "kind": kind,
                     "id": leak.question.where,
                     "question": leak.question.text,
-                    "training_id": problem.id,
-                    "training_question": problem.question,
+                    "training_id": identity,
+                    "training_question": question,
                 }
     return {
         name: {

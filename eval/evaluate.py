@@ -147,6 +147,7 @@ def evaluate(job: Job) -> Path:
         log = fingerprint(generation)
         grading = {
             "log": log,
+            "language": suite.language,
             "problems": fingerprint([p.to_row() | {"where": ""} for p in problems[name]]),
             "checker": checker,
             "file": file_hash(Path(kind)) if kind.endswith(".py") and Path(kind).is_file() else "",

@@ -14,13 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import command
-from data_prep.jsonl import write_json, write_rows
+from data_prep.errors import UserError, command
+from data_prep.jsonl import read_json, write_json, write_rows
 from eval.collect import Results, collect, load_suite
+from eval.profile import load_evaluation_profile
 
 COLUMNS = ("checkpoint", "suite", "by", "group", "metric", "value", "low", "high", "n")
 # Two standard errors of a normal estimate span this much of its 95 % interval's width.
 _WIDTH = 2 * 1.959964
+
+
+# Figures of which less is better; lengths are neither, and counted among them.
+LOWER = frozenset(
+    {
+        "truncated",
+        "no_answer",
+        "timeouts",
+        "unjudged",
+        "not_run",
+        "mean_tokens",
+        "greedy_truncated",
+        "greedy_no_answer",
+        "greedy_tokens",
+    }
+)
 
 
 def csv_rows(results: Results) -> Iterator[tuple[Any, ...]]:
@@ -65,15 +82,34 @@ def harness_results(results: Results, checkpoint: str) -> dict[str, Any]:
         table[suite] = row
     return {
         "results": table,
-        "n-shot": dict.fromkeys(suites, 0),
-        "higher_is_better": {suite: {"exact_match": True} for suite in suites},
+        "n-shot": {suite: _shots(results, checkpoint, suite) for suite in suites},
+        "configs": {suite: {"task": suite, "output_type": "generate_until"} for suite in suites},
+        "higher_is_better": {
+            suite: {
+                name.partition(",")[0]: name.partition(",")[0] not in LOWER
+                for name in row
+                if name.endswith(",none") and "_stderr" not in name
+            }
+            for suite, row in table.items()
+        },
         "n-samples": {
             suite: {"original": c["questions"], "effective": c["questions"]}
             for suite, c in suites.items()
         },
         "config": {"model": "boxed", "model_args": checkpoint, "random_seed": results.seed},
-        "versions": results.versions,
+        "versions": dict.fromkeys(suites, 1),
+        "group_subtasks": {suite: [] for suite in suites},
+        "environment": results.versions,
     }
+
+
+def _shots(results: Results, checkpoint: str, suite: str) -> int:
+    """Return the exemplars of the profile that an evaluation was made under."""
+    plan = read_json(results.folders[checkpoint] / suite / "generation.json")
+    try:
+        return load_evaluation_profile(plan["profile"])[0].shots
+    except UserError:  # a profile of one's own that is gone
+        return 0
 
 
 def harness_samples(results: Results, checkpoint: str, suite: str) -> Iterator[dict[str, Any]]:

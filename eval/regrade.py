@@ -1,25 +1,34 @@
-"""Grade a log with a second checker, and list where the two graders disagree.
+"""Grade a log a second time, and list where the two graders disagree.
 
     python -m eval.regrade runs/cpu/eval-grpo --checker math_verify
     python -m eval.regrade runs/cpu/eval-grpo --checker boxed --option policy=answer
+    python -m eval.regrade runs/cpu/eval-grpo --profile qwen_math
+    python -m eval.regrade runs/cpu/eval-grpo --reward-model runs/cpu/reward/checkpoint
 
-Nothing is sampled. The second verdicts go into a folder `second` inside each suite's, which the
-report's browser picks up; what the evaluation itself says stays as it is.
+Nothing is sampled. `--profile` grades as that profile does: its checker for the suite's language,
+on texts cut at its stop strings (its prompt needs samples of its own: `eval.run --profile`, then
+`eval.compare`). `--reward-model` adds best-of-K and the weighted vote. What is found goes into a
+folder `second` inside each suite's, which the report's browser picks up; what the evaluation
+itself says stays as it is.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError, command
-from data_prep.jsonl import read_json, write_json, write_rows
+from data_prep.jsonl import read_json, read_rows, write_json, write_rows
 from data_prep.schema import read_problems
 from eval.figures import intervals, suite_values
 from eval.grading import Graded, grade, read_graded, write_graded
+from eval.profile import load_evaluation_profile
+from eval.reward_model import RewardModel, read_scores
 from eval.sample_log import log_shards
+from pipeline.engines import Prompt
 from pipeline.samples import Sample, read_samples
 from pipeline.verify import open_pool
 from verifiers import VerifierPool
@@ -33,13 +42,28 @@ def read_log(folder: Path, label: str) -> Iterator[Sample]:
         yield from read_samples(path)
 
 
-def regrade(folder: Path, pool: VerifierPool, checker: dict[str, Any]) -> dict[str, Any]:
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """Return a text up to the end of the stop string that comes first in it."""
+    ends = [place + len(stop) for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def regrade(
+    folder: Path,
+    pool: VerifierPool,
+    checker: dict[str, Any],
+    *,
+    stops: Sequence[str] = (),
+    reward: RewardModel | None = None,
+) -> dict[str, Any]:
     """Grade one suite's log again; return both graders' figures and the disagreements.
 
     Args:
         folder: A suite's folder in an evaluation.
         pool: The second grader.
         checker: What it is, for the record.
+        stops: Strings at which texts end before they are graded.
+        reward: Scores the samples, where there is one.
     """
     problems = list(read_problems(folder / "problems.jsonl"))
     first = read_json(folder / "figures.json")
@@ -51,7 +75,8 @@ def regrade(folder: Path, pool: VerifierPool, checker: dict[str, Any]) -> dict[s
     differing: list[dict[str, Any]] = []
     for label, name in FILES.items():
         n = first["n"] if label == "samples" else 1
-        graded = grade(problems, read_log(folder, label), pool, f"regrade {label}", tools)
+        log = (replace(s, text=cut_at(s.text, stops)) for s in read_log(folder, label))
+        graded = grade(problems, log, pool, f"regrade {label}", tools)
         write_graded(second / name, graded)
         rows[label] = read_graded(second / name, ids, n)
         for before, after in zip(read_graded(folder / name, ids, n), rows[label], strict=True):
@@ -70,7 +95,16 @@ def regrade(folder: Path, pool: VerifierPool, checker: dict[str, Any]) -> dict[s
                             "second_answer": b.extracted,
                         }
                     )
-    values = suite_values(rows["samples"], [group[0] for group in rows["greedy"]], first["k"])
+    scores = None
+    if reward is not None:
+        prompts = [
+            Prompt(row["problem_id"], tuple(row["token_ids"]))
+            for _, row in read_rows(folder / "prompts.jsonl")
+        ]
+        write_rows(second / "scores.jsonl", reward.rows(prompts, read_log(folder, "samples")))
+        scores = read_scores(second / "scores.jsonl", {i: range(first["n"]) for i in ids})
+    greedy = [group[0] for group in rows["greedy"]]
+    values = suite_values(rows["samples"], greedy, first["k"], scores)
     found = intervals(values, resamples=2000, seed=0)
     write_rows(second / "disagreements.jsonl", differing)
     result = {
@@ -91,35 +125,63 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("evaluation", type=Path, help="an evaluation's folder, RUN/eval-NAME")
-    parser.add_argument("--checker", required=True, help="kind of the second checker")
+    parser.add_argument("--checker", default="", help="kind of the second checker")
     parser.add_argument("--option", action="append", default=[], help="KEY=VALUE of the checker")
+    parser.add_argument("--profile", default="", help="grade as this evaluation profile does")
+    parser.add_argument("--reward-model", default="", help="folder or plug-in file that scores")
     parser.add_argument("--workers", type=int, default=2, help="judging processes")
-    parser.add_argument("--time-limit-s", type=float, default=2.0, help="of one verdict")
+    parser.add_argument("--time-limit-s", type=float, default=5.0, help="of one verdict")
     known = parser.parse_args(arguments)
+    if known.checker and known.profile:
+        raise UserError("--profile", "beside --checker", "one of them", "leave one out")
     if not all("=" in option for option in known.option):
         raise UserError("--option", repr(known.option), "KEY=VALUE", "mend it")
-    checker: dict[str, Any] = {"kind": known.checker}
-    checker |= dict(option.split("=", 1) for option in known.option)
+    if not (known.checker or known.profile or known.reward_model):
+        raise UserError(
+            "command line", "no second grader", "--checker, --profile or --reward-model", "name one"
+        )
     folders = sorted(path.parent for path in known.evaluation.glob("*/figures.json"))
     if not folders:
         raise UserError(
             str(known.evaluation), "not an evaluation's folder", "RUN/eval-NAME", "check the path"
         )
-    with open_pool(checker, known.workers, known.time_limit_s) as pool:
-        for folder in folders:
-            found = regrade(folder, pool, checker)
-            avg = next(m for m in found["first"] if m.startswith("avg@"))
+    options = dict(option.split("=", 1) for option in known.option)
+    profile = load_evaluation_profile(known.profile)[0] if known.profile else None
+    reward = None
+    if known.reward_model:
+        policy = Path(read_json(known.evaluation / "manifest.json")["counts"]["model"])
+        reward = RewardModel(known.reward_model, policy)
+    for folder in folders:
+        was = read_json(folder / "grading.json")
+        if profile is not None:
+            checker = profile.checkers.get(was["language"], profile.checker)
+        else:
+            checker = {"kind": known.checker} | options if known.checker else was["checker"]
+        with open_pool(checker, known.workers, known.time_limit_s) as pool:
+            stops = profile.stop if profile is not None else ()
+            show(folder.name, regrade(folder, pool, checker, stops=stops, reward=reward))
+
+
+def show(suite: str, found: dict[str, Any]) -> None:
+    """Print what a second grading of a suite found."""
+    avg = next(m for m in found["first"] if m.startswith("avg@"))
+    print(
+        f"{suite}: {avg} {100 * found['first'][avg]['value']:.2f} → "
+        f"{100 * found['figures'][avg]['value']:.2f}; the graders disagree on "
+        f"{found['disagreements']} of {found['samples']} samples"
+    )
+    for metric, figure in found["figures"].items():
+        if metric.startswith(("best@", "weighted@")):
             print(
-                f"{folder.name}: {avg} {100 * found['first'][avg]['value']:.2f} → "
-                f"{100 * found['figures'][avg]['value']:.2f}; the graders disagree on "
-                f"{found['disagreements']} of {found['samples']} samples"
+                f"  {metric} {100 * figure['value']:.2f} "
+                f"[{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
             )
-            for row in found["rows"][:10]:
-                print(
-                    f"  {row['problem_id']} {row['label']} {row['sample_index']}: "
-                    f"{row['first']} ({row['first_rule']}, {row['first_answer']!r}) → "
-                    f"{row['second']} ({row['second_rule']}, {row['second_answer']!r})"
-                )
+    for row in found["rows"][:10]:
+        print(
+            f"  {row['problem_id']} {row['label']} {row['sample_index']}: "
+            f"{row['first']} ({row['first_rule']}, {row['first_answer']!r}) → "
+            f"{row['second']} ({row['second_rule']}, {row['second_answer']!r})"
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,26 @@ def report_json(results: Results) -> dict[str, Any]:
         },
         "decomposition": results.decomposition,
         "contamination": results.contamination,
+        "training": results.training,
         "definitions": DEFINITIONS,
     }
 
 
-def write_report(run: Path, config_file: Path | None = None) -> Path:
+def write_report(
+    run: Path, config_file: Path | None = None, training: Sequence[Path] | None = None
+) -> Path:
     """Write both files; return the page's path.
+
+    Args:
+        run: The run folder.
+        config_file: The run's TOML, where it is not the one in the folder.
+        training: Files of training questions to hold the suites against, where it is not the
+            run's own data stage.
 
     Raises:
         UserError: Nothing was evaluated, or a file is broken.
     """
-    results = collect(run, config_file)
+    results = collect(run, config_file, training)
     folder = run / "report"
     folder.mkdir(exist_ok=True)
     write_json(folder / "report.json", report_json(results))
@@ -135,7 +145,7 @@ def _table(results: Results, suite: str) -> dict[str, Any]:
     n, top = head["n"], max(head["k"])
     metrics = [
         m
-        for m in ("greedy", f"avg@{n}", f"maj@{top}", f"pass@{top}")
+        for m in ("greedy", f"avg@{n}", f"maj@{top}", f"weighted@{n}", f"best@{top}", f"pass@{top}")
         if any(m in content["figures"] for content in rows.values())
     ]
     return {
@@ -214,8 +224,14 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     parser.add_argument("--config", type=Path, help="the run's TOML (default <run>/config.toml)")
+    parser.add_argument(
+        "--training",
+        nargs="+",
+        type=Path,
+        help="training questions, JSON lines (default: those of the data stage)",
+    )
     known = parser.parse_args(arguments)
-    print(write_report(known.run, known.config))
+    print(write_report(known.run, known.config, known.training))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from eval.evaluate import Job, evaluate, prompts_of
 from eval.models import check_model, fetch_model
 from eval.suites import Suite, choose_suites
 from pipeline.config import EvaluateConfig, RunConfig, load_run
+from pipeline.generate import checkpoint_of
 
 
 class EngineChoice(Config):
@@ -105,6 +106,9 @@ def jobs_of_run(
                 "--checkpoints", f"{name!r}", f"among {', '.join(trained)}", "mend the name"
             )
     chosen = [n for n in trained if n in names] if names else trained
+    if config.reward_model:
+        found = {"reward_model": str(checkpoint_of(run, config.reward_model))}
+        config = config.model_copy(update=found)
     missing = [n for n in chosen if not (out / n / "checkpoint").is_dir()]
     if missing and (names or len(missing) == len(chosen)):
         raise UserError(
@@ -134,6 +138,18 @@ def job_of_model(
     label = name or (
         folder.resolve().parent.name if folder.name == "checkpoint" else Path(model).name
     )
+    if not name and config.profile != "boxed":
+        label += f"-{Path(config.profile).stem}"
+    manifest = out / f"eval-{label}" / "manifest.json"
+    if manifest.is_file():
+        other = str(read_json(manifest)["counts"].get("model", folder))
+        if Path(other).resolve() != folder.resolve():
+            raise UserError(
+                str(manifest.parent),
+                f"holds the evaluation of {other}",
+                f"of {folder}, or nothing",
+                "give this model another --name, or another --out",
+            )
     return Job(label, folder, identity, config, engine, seed, _suites(config, nearby), out)
 
 
@@ -146,22 +162,20 @@ def _suites(config: EvaluateConfig, embedded: Path) -> tuple[Suite, ...]:
 
 def table(folders: list[Path]) -> str:
     """Return the figures of evaluated checkpoints as a text table with 95 % intervals."""
-    lines: list[list[str]] = []
+    rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for folder in folders:
         for path in sorted(folder.glob("*/figures.json")):
             row = read_json(path)
             figures, n, k = row["figures"], row["n"], max(row["k"])
-            metrics = [m for m in ("greedy", f"avg@{n}", f"pass@{k}", f"maj@{k}") if m in figures]
-            if not lines:
-                lines.append(["checkpoint", "suite", "questions", *metrics])
-            lines.append(
-                [
-                    row["checkpoint"],
-                    row["suite"],
-                    str(row["questions"]),
-                    *(percent(figures[m]) for m in metrics),
-                ]
+            names = ("greedy", f"avg@{n}", f"pass@{k}", f"maj@{k}", f"weighted@{n}", f"best@{k}")
+            rows.append(
+                {
+                    "checkpoint": row["checkpoint"],
+                    "suite": row["suite"],
+                    "questions": str(row["questions"]),
+                    **{name: percent(figures[name]) for name in names if name in figures},
+                }
             )
             for metric, words in (
                 ("not_run", "were not drawn: the prompt is longer than the model's context"),
@@ -175,6 +189,9 @@ def table(folders: list[Path]) -> str:
                         f"{row['checkpoint']} on {row['suite']}: {share:.1f} % of the "
                         f"samples {words} (counted as not correct)"
                     )
+    # Suites may have been evaluated with different n.
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, *([row.get(name, "–") for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rendered = [
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()

@@ -178,7 +178,8 @@ def paired_difference(
     """Return the paired bootstrap of B − A, clustered by question.
 
     The smallest detectable difference is (z₀.₉₇₅ + z₀.₈) · s / √Q with s the standard
-    deviation of the per-question differences.
+    deviation of the per-question differences. Where all are equal, s is 1 / √Q, that of a single
+    question which changed: equal columns must not claim that they would show any difference.
 
     Args:
         a: One number a question, shape [Q].
@@ -199,6 +200,7 @@ def paired_difference(
     extreme = np.abs(means - value) >= abs(value) - 1e-12
     p_value = (1 + int(extreme.sum())) / (1 + len(means))
     spread = float(delta.std(ddof=1)) if questions > 1 else 0.0
+    spread = spread or 1.0 / math.sqrt(questions)
     normal = NormalDist()
     smallest = (normal.inv_cdf(0.975) + normal.inv_cdf(0.8)) * spread / math.sqrt(questions)
     return PairedDifference(Interval(value, low, high, questions), p_value, smallest)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.config import PluginConfig, validate
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest
 from data_prep.plugins import load_plugin
 from data_prep.schema import Problem
 
@@ -27,6 +27,7 @@ GROUPS = {
     "grade_school": ("gsm8k", "gsm_hard", "svamp", "mgsm_en", "mgsm_zh", "cmath", "cmath_dev"),
     "competition": ("math", "math500", "olympiadbench", "aime", "amc", "minerva"),
     "chinese": ("mgsm_zh", "cmath", "cmath_dev"),
+    "mgsm": ("mgsm_en", "mgsm_zh"),
 }
 
 
@@ -98,7 +99,8 @@ def choose_suites(names: Iterable[str], paths: Mapping[str, str]) -> list[Suite]
 
     A name is a kind (`gsm8k`), a kind with a local file (`gsm8k=test.jsonl`), a group of kinds
     (`core`; see `GROUPS`), a file of one's own (`mine.jsonl` with `question` and `answer`, suite
-    `mine`; or `mine=rows.jsonl`), or a plug-in file (`mine.py`).
+    `mine`; or `mine=rows.jsonl`), or a plug-in file (`mine.py`). A kind with a file beside a
+    group that holds it says where the group's one is read from.
 
     Args:
         names: As above.
@@ -107,8 +109,21 @@ def choose_suites(names: Iterable[str], paths: Mapping[str, str]) -> list[Suite]
     Raises:
         UserError: A name is neither a kind nor a file, or comes twice.
     """
+    names = list(names)
+    grouped = dict.fromkeys(kind for name in names for kind in GROUPS.get(name, ()))
+    paths = dict(paths) | {
+        kind: path
+        for kind, equals, path in (name.partition("=") for name in names)
+        if equals and kind in grouped
+    }
+    specs: list[str] = []
+    for name in names:
+        if name in GROUPS:
+            specs += [kind for kind in GROUPS[name] if kind not in specs]
+        elif name.partition("=")[0] not in grouped:
+            specs.append(name)
     suites: list[Suite] = []
-    for spec in (kind for name in names for kind in GROUPS.get(name, (name,))):
+    for spec in specs:
         name, _, path = spec.partition("=")
         suite = _suite(name, path or paths.get(name, ""))
         if any(other.name == suite.name for other in suites):
@@ -128,8 +143,13 @@ def _suite(name: str, path: str) -> Suite:
         return Suite(Path(name).stem, _config(name, path, name))
     if path:
         return Suite(name, _config("own", path, name))
-    load_plugin("eval.suites", name, where="suite")  # raises, listing the choices
-    raise AssertionError(name)
+    kinds = plugin_names("eval.suites")
+    raise UserError(
+        "suite",
+        f"no suite {name!r} {nearest(name, [*kinds, *GROUPS])}".rstrip(),
+        f"one of {', '.join(kinds)}; a group ({', '.join(GROUPS)}); or a file of your own",
+        "mend the name, or give a file: mine.jsonl, or NAME=FILE",
+    )
 
 
 def _config(kind: str, path: str, where: str) -> SuiteConfig:

@@ -133,5 +133,11 @@ def test_names_groups_and_files(tmp_path):
     assert [suite.name for suite in chosen] == ["mgsm_zh", "cmath", "cmath_dev", "mine"]
     assert chosen[1].config.path == "c.jsonl"
     assert [suite.language for suite in chosen] == ["zh", "zh", "zh", "en"]
+    # A group's suite is read from the file that stands beside the group; groups may overlap.
+    core = choose_suites(["gsm8k=g.jsonl", "core", "chinese"], {})
+    assert [s.name for s in core] == ["gsm8k", "math500", "mgsm_zh", "cmath", "cmath_dev"]
+    assert core[0].config.path == "g.jsonl"
     with pytest.raises(UserError, match="'cmath' twice"):
-        choose_suites(["chinese", "cmath"], {})
+        choose_suites(["cmath", "cmath=c.jsonl"], {})
+    with pytest.raises(UserError, match=r"(?s)no suite 'cmth' did you mean.*group \(core"):
+        choose_suites(["cmth"], {})

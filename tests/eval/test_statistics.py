@@ -76,6 +76,8 @@ def test_paired_difference_sees_what_unpaired_intervals_cannot():
     assert got.smallest == pytest.approx(2.8016 * (b - a).std(ddof=1) / 20, rel=1e-3)
     same = paired_difference(a, a, seed=0)
     assert (same.p_value, same.difference.value) == (1.0, 0.0)
+    # Equal columns show no more than one changed question in 400 would.
+    assert same.smallest == pytest.approx(2.8016 / 400, rel=1e-3)
 
 
 def test_mcnemar_by_hand():

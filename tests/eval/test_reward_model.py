@@ -1,0 +1,247 @@
+"""Reward-model scores in an evaluation: best-of-K and the weighted vote, against enumeration."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from itertools import combinations
+from statistics import mean
+
+import pytest
+
+import eval.evaluate
+from data_prep.errors import UserError
+from data_prep.jsonl import read_json, read_rows
+from data_prep.tokenizer import train_tokenizer
+from eval.compare import main as compare
+from eval.export import main as export
+from eval.regrade import main as regrade
+from eval.report import main as report
+from eval.reward_model import RewardModel, read_scores
+from eval.run import main
+from eval.score import main as score
+from pipeline.engines import Prompt
+from pipeline.samples import Sample
+from prompts import load_layout, load_profile
+
+# Few different values, so that scores tie; it sees tokens alone.
+SCORER = """
+class Length:
+    def score(self, prompts, completions):
+        return [((len(c) * 7 + len(p)) % 5 - 2) / 2 for p, c in zip(prompts, completions)]
+
+
+def load_scorer():
+    return Length()
+"""
+
+
+@pytest.fixture(scope="module")
+def scored(simulated_run, tmp_path_factory):
+    """A copy of the simulated run, its last checkpoint evaluated again with a reward model."""
+    folder = tmp_path_factory.mktemp("scored")
+    run, file = folder / "run", folder / "length.py"
+    shutil.copytree(simulated_run, run)
+    file.write_text(SCORER, encoding="utf-8")
+
+    def refuse(config, model):
+        raise AssertionError("a sample was drawn again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval.evaluate, "create_engine", refuse)
+        main(
+            [
+                "--config",
+                str(run / "config.toml"),
+                "--out",
+                str(run),
+                "--checkpoints",
+                "grpo",
+                "--reward-model",
+                str(file),
+            ]
+        )
+    return run, file
+
+
+def groups(folder):
+    """Return (class, correct, score) of every question's samples."""
+    found = {}
+    pairs = zip(
+        read_rows(folder / "verdicts.jsonl"), read_rows(folder / "scores.jsonl"), strict=True
+    )
+    for (_, verdict), (_, value) in pairs:
+        assert (verdict["problem_id"], verdict["sample_index"]) == (
+            value["problem_id"],
+            value["sample_index"],
+        )
+        found.setdefault(verdict["problem_id"], []).append(
+            (verdict["answer_class"], verdict["outcome"] == "correct", value["score"])
+        )
+    return list(found.values())
+
+
+def test_figures_equal_enumeration(scored):
+    run, _ = scored
+    folder = run / "eval-grpo" / "embedded"
+    figures = read_json(folder / "figures.json")["figures"]
+    questions = groups(folder)
+    assert len({s for q in questions for _, _, s in q}) > 2
+    for k in (1, 2, 4, 8):
+        expected = []
+        for question in questions:
+            chosen = []
+            for subset in combinations(question, k):
+                top = max(s for _, _, s in subset)
+                chosen.append(mean(ok for _, ok, s in subset if s == top))
+            expected.append(mean(chosen))
+        assert figures[f"best@{k}"]["value"] == pytest.approx(mean(expected), abs=1e-12)
+    expected = []
+    for question in questions:
+        weights, members = {}, {}
+        for name, ok, s in question:
+            if name is not None:
+                weights[name] = weights.get(name, 0.0) + math.exp(s)
+                members.setdefault(name, []).append(ok)
+        top = max(weights.values(), default=0.0)
+        winners = [mean(members[w]) for w in weights if weights[w] == pytest.approx(top)]
+        expected.append(mean(winners) if winners else 0.0)
+    assert figures["weighted@8"]["value"] == pytest.approx(mean(expected), abs=1e-12)
+    # Everything else is as it was without a reward model.
+    before = read_json(run / "eval-sft" / "embedded" / "figures.json")["figures"]
+    assert "best@8" not in before and "weighted@8" not in before
+
+
+def test_report_export_and_compare_show_them(scored, tmp_path, capsys):
+    run, _ = scored
+    report(["--run", str(run)])
+    page = (run / "report" / "report.html").read_text("utf-8")
+    figures = read_json(run / "eval-grpo" / "embedded" / "figures.json")["figures"]
+    assert "best@8" in page and "weighted@8" in page and "Best-of-K" in page
+    assert f"{100 * figures['best@8']['value']:.1f}" in page
+    stored = read_json(run / "report" / "report.json")["figures"]["grpo"]["embedded"]
+    assert stored["best@4"] == figures["best@4"]
+    export(["--run", str(run), "--output", str(tmp_path)])
+    with (tmp_path / "figures.csv").open(newline="") as file:
+        rows = {(r["checkpoint"], r["by"], r["metric"]) for r in csv.DictReader(file)}
+    assert ("grpo", "", "best@8") in rows
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"sft has no 'best@8'"):
+        compare([str(run / "eval-grpo"), str(run / "eval-sft"), "--metric", "best@8"])
+
+
+def test_scores_in_a_file_of_their_own(scored, tmp_path):
+    run, _ = scored
+    folder = run / "eval-grpo" / "embedded"
+    rows = [row for _, row in read_rows(folder / "verdicts.jsonl")]
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "problem_id": r["problem_id"],
+                    "sample_index": r["sample_index"],
+                    "answer": r["extracted"],
+                    "correct": r["outcome"] == "correct",
+                    "class": r["answer_class"],
+                }
+            )
+            + "\n"
+            for r in rows
+        )
+    )
+    out = tmp_path / "metrics.json"
+    words = ["--samples", str(samples), "--k", "1,4,8", "--output", str(out)]
+    score([*words, "--scores", str(folder / "scores.jsonl")])
+    figures = read_json(folder / "figures.json")["figures"]
+    for name in ("best@1", "best@4", "best@8", "weighted@8"):
+        assert read_json(out)[name] == pytest.approx(figures[name]["value"], abs=1e-12)
+    lines = (folder / "scores.jsonl").read_text().splitlines(keepends=True)
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"has scores of samples \[0, 1, 2, 3, 4, 5, 6\]"):
+        score([*words, "--scores", str(short)])
+    short.write_text("".join([*lines, lines[-1]]))
+    with pytest.raises(UserError, match="comes twice"):
+        score([*words, "--scores", str(short)])
+
+
+def test_second_grading_by_profile_and_with_a_reward_model(scored, capsys):
+    run, file = scored
+    capsys.readouterr()
+    regrade(
+        [
+            str(run / "eval-grpo"),
+            "--profile",
+            "deepseek_math",
+            "--reward-model",
+            str(file),
+            "--workers",
+            "1",
+        ]
+    )
+    printed = capsys.readouterr().out
+    folder = run / "eval-grpo" / "embedded"
+    second = read_json(folder / "second" / "figures.json")
+    assert second["checker"]["policy"] == "deepseek_math"
+    assert "the graders disagree on" in printed and "best@8" in printed
+    first = read_json(folder / "figures.json")["figures"]
+    assert (folder / "second/scores.jsonl").read_bytes() == (folder / "scores.jsonl").read_bytes()
+    if not second["disagreements"]:
+        assert second["figures"]["best@8"]["value"] == first["best@8"]["value"]
+    with pytest.raises(UserError, match="no second grader"):
+        regrade([str(run / "eval-grpo")])
+    with pytest.raises(UserError, match="beside --checker"):
+        regrade([str(run / "eval-grpo"), "--profile", "boxed", "--checker", "exact"])
+
+
+def sample(index, error=None):
+    return Sample(
+        "p", index, [] if error else [1, 2], [], "", "error" if error else "stop", 0, 0, error
+    )
+
+
+def test_what_a_scorer_may_not_do(tmp_path, checkpoint):
+    def rows(body):
+        file = tmp_path / f"{abs(hash(body))}.py"
+        file.write_text(body)
+        reward = RewardModel(str(file), checkpoint)
+        return list(reward.rows([Prompt("p", (1,))], [sample(0), sample(1)]))
+
+    one = "class S:\n    def score(self, prompts, completions): return {}\n"
+    load = "def load_scorer(): return S()\n"
+    assert [r["score"] for r in rows(one.format("[1, 2]") + load)] == [1.0, 2.0]
+    with pytest.raises(UserError, match="1 scores for 2 samples"):
+        rows(one.format("[1.0]") + load)
+    with pytest.raises(UserError, match="score nan for sample 1 of 'p'"):
+        rows(one.format("[1.0, float('nan')]") + load)
+    with pytest.raises(UserError, match=r"no function load_scorer"):
+        rows(one.format("[1.0]"))
+    with pytest.raises(UserError, match="no file"):
+        RewardModel(str(tmp_path / "absent.py"), checkpoint)
+    with pytest.raises(UserError, match="no folder"):
+        RewardModel(str(tmp_path / "absent"), checkpoint)
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path, checkpoint):
+    profile = load_profile("embedded")
+    other = train_tokenizer(["ab ba " * 50], 290, load_layout(profile.layout), profile.system)
+    shutil.copytree(checkpoint, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="its tokenizer is not that of"):
+        RewardModel(str(tmp_path / "other"), checkpoint)
+    assert RewardModel(str(checkpoint), checkpoint).identity
+
+
+def test_a_sample_that_was_not_drawn_loses_to_every_other(tmp_path, checkpoint):
+    file = tmp_path / "length.py"
+    file.write_text(SCORER)
+    reward = RewardModel(str(file), checkpoint)
+    rows = list(reward.rows([Prompt("p", (1,))], [sample(0), sample(1, "too long")]))
+    assert [row["score"] for row in rows][1] is None
+    path = tmp_path / "scores.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ((first, second),) = read_scores(path, {"p": range(2)})
+    assert second < first and math.isfinite(second)
