@@ -25,6 +25,7 @@ from eval.models import check_model, fetch_model
 from eval.suites import Suite, choose_suites
 from pipeline.config import EvaluateConfig, RunConfig, load_run
 from pipeline.generate import checkpoint_of
+from pipeline.methods import create_method
 
 
 class EngineChoice(Config):
@@ -99,7 +100,7 @@ def jobs_of_run(
         UserError: A checkpoint that was asked for is not there, or none is.
     """
     out = Path(run.out)
-    trained = [stage.name for stage in run.train]
+    trained = [s.name for s in run.train if create_method(s.method).trains == "policy"]
     for name in names:
         if name not in trained:
             raise UserError(

@@ -42,7 +42,7 @@ from data_prep.errors import UserError
 from data_prep.jsonl import write_json
 from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.engines import Engine, Prompt, Sampling
-from pipeline.policy import token_logprobs
+from pipeline.policy import logprobs_of
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 # Version that the moved weights are pushed as: no step's.
@@ -210,7 +210,7 @@ class Agreement:
         found = torch.zeros(len(tokens.weight), dtype=torch.float64)
         device = _parameter(self.model).device
         for micro in micro_batches(sequences, tokens, self.micro_tokens):
-            logp, _ = token_logprobs(self.model, micro.layout.to(device), temperature, autocast)
+            logp = logprobs_of(self.model, micro.layout.to(device), temperature, autocast).logp
             found[micro.token_index] = logp.double().cpu()
         return found
 

@@ -11,7 +11,7 @@ that axis, so no formula can depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -30,7 +30,12 @@ class Sequence:
         group: Sequences of one group have the same prompt and the same number here.
         reward: Reward of the whole sequence; None where it could not be judged.
         correct: Whether the verdict was "correct"; None where there was no verdict.
+        steps: Rewards or labels within the completion: (index of the token that ends the step,
+            value), in order; empty where only the whole is judged.
         advantage: One number for all tokens (outcome supervision).
+        advantages: One a completion token (process supervision), in place of `advantage`.
+        segments: Number of the segment that each completion token belongs to, from 0 upwards;
+            empty where the completion is not cut.
         logprobs: Sampler log-probs, one a completion token; empty for data that was not sampled.
         sign: +1 or -1 for the two sides of a preference pair, 0 otherwise.
         finish_reason: As in the sample log; empty for data that was not sampled.
@@ -45,7 +50,10 @@ class Sequence:
     group: int
     reward: float | None = None
     correct: bool | None = None
+    steps: list[tuple[int, float]] = field(default_factory=list)
     advantage: float = 0.0
+    advantages: list[float] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sign: int = 0
     finish_reason: str = ""
@@ -71,24 +79,45 @@ class Tokens:
         group: [N] int64, which group a sequence belongs to.
         lengths: [N], loss-carrying tokens a sequence, over the whole sequence.
         reward: [N], NaN where unscored.
+        truncated: [N] bool, completions that were cut off.
+        step_reward: [T], the step values at the tokens that end a step; NaN elsewhere.
+        segment: [T] int64, which segment of the whole flat axis a token belongs to; a sequence
+            that is not cut is one segment.
         advantage: [T].
         sign: [N], +1/-1 for the sides of a pair, 0 otherwise.
         weight: [T], 1/Z of the method's normaliser over the whole optimizer step.
         sampler_logp: [T], NaN for data that was not sampled.
         old_logp: [T], log π_old; None until known.
         ref_logp: [T], log π_ref; None where the method has no reference.
+        old_value: [T], V of the state before each token, by the critic before the first update on
+            the batch; None where the method has no critic.
+        end_value: [T], the same of the state after each token.
+        target: [T], what the critic should say; None until the method knows.
     """
 
     sequence: Tensor
     group: Tensor
     lengths: Tensor
     reward: Tensor
+    truncated: Tensor
+    step_reward: Tensor
+    segment: Tensor
     advantage: Tensor
     sign: Tensor
     weight: Tensor
     sampler_logp: Tensor
     old_logp: Tensor | None = None
     ref_logp: Tensor | None = None
+    old_value: Tensor | None = None
+    end_value: Tensor | None = None
+    target: Tensor | None = None
+
+    @property
+    def is_last(self) -> Tensor:
+        """[T] bool: the last loss-carrying token of each sequence."""
+        last = torch.zeros(len(self.sequence), dtype=torch.bool, device=self.sequence.device)
+        last[torch.cumsum(self.lengths.to(torch.int64), 0) - 1] = True
+        return last
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sum [T] values over each sequence's tokens, to [N]."""
@@ -112,30 +141,54 @@ class Tokens:
         return replace(self, **moved)
 
 
+PER_SEQUENCE = frozenset({"group", "lengths", "reward", "truncated", "sign"})
+
+
 def flatten(sequences: list[Sequence], dtype: torch.dtype = torch.float32) -> Tokens:
     """Return the flat view of sequences; weights are 0 until a normaliser fills them."""
     lengths = [sum(s.mask) for s in sequences]
     groups: dict[int, int] = {}
-    sampled = [
-        value
-        for s in sequences
-        for value, kept in zip(s.logprobs or [float("nan")] * len(s.mask), s.mask, strict=True)
-        if kept
-    ]
+    nothing = float("nan")
     index = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths))
-    advantage = torch.tensor([s.advantage for s in sequences], dtype=dtype)
+    segments: list[int] = []
+    following = 0
+    for s in sequences:
+        own = s.segments or [0] * len(s.mask)
+        segments += [following + number for number in _kept(own, s.mask)]
+        following += max(own, default=-1) + 1
     return Tokens(
         sequence=index,
         group=torch.tensor([groups.setdefault(s.group, len(groups)) for s in sequences]),
         lengths=torch.tensor(lengths, dtype=dtype),
         reward=torch.tensor(
-            [float("nan") if s.reward is None else s.reward for s in sequences], dtype=dtype
+            [nothing if s.reward is None else s.reward for s in sequences], dtype=dtype
         ),
-        advantage=advantage[index],
+        truncated=torch.tensor([s.finish_reason == "length" for s in sequences]),
+        step_reward=_flat(sequences, dtype, _step_values),
+        segment=torch.tensor(segments),
+        advantage=_flat(sequences, dtype, lambda s: s.advantages or [s.advantage] * len(s.mask)),
         sign=torch.tensor([s.sign for s in sequences], dtype=dtype),
         weight=torch.zeros(len(index), dtype=dtype),
-        sampler_logp=torch.tensor(sampled, dtype=dtype),
+        sampler_logp=_flat(sequences, dtype, lambda s: s.logprobs or [nothing] * len(s.mask)),
     )
+
+
+def _flat(
+    sequences: list[Sequence], dtype: torch.dtype, of: Callable[[Sequence], list[float]]
+) -> Tensor:
+    values = [value for s in sequences for value in _kept(of(s), s.mask)]
+    return torch.tensor(values, dtype=dtype)
+
+
+def _kept(values: list[Any], mask: list[bool]) -> list[Any]:
+    return [value for value, kept in zip(values, mask, strict=True) if kept]
+
+
+def _step_values(sequence: Sequence) -> list[float]:
+    values = [float("nan")] * len(sequence.mask)
+    for end, value in sequence.steps:
+        values[end] = value
+    return values
 
 
 @dataclass(slots=True)
@@ -149,6 +202,7 @@ class Layout:
             causal mask the model makes itself (padding stands at the end, unseen).
         rows: [T] row of the token that predicts each target.
         columns: [T] its column.
+        own_columns: [T] the column of the token itself, whose state is the one after it.
         targets: [T] token ids.
     """
 
@@ -157,6 +211,7 @@ class Layout:
     attention: Tensor | None
     rows: Tensor
     columns: Tensor
+    own_columns: Tensor
     targets: Tensor
 
     def to(self, device: torch.device) -> Layout:
@@ -248,20 +303,16 @@ def _best_fit(
 
 
 def _subset(tokens: Tokens, members: list[int], index: Tensor) -> Tokens:
+    """Return the view of some sequences; `index` are the positions of their tokens."""
     chosen = torch.tensor(members)
-    counts = tokens.lengths[chosen].to(torch.int64)
-    return Tokens(
-        sequence=torch.repeat_interleave(torch.arange(len(members)), counts),
-        group=tokens.group[chosen],
-        lengths=tokens.lengths[chosen],
-        reward=tokens.reward[chosen],
-        advantage=tokens.advantage[index],
-        sign=tokens.sign[chosen],
-        weight=tokens.weight[index],
-        sampler_logp=tokens.sampler_logp[index],
-        old_logp=None if tokens.old_logp is None else tokens.old_logp[index],
-        ref_logp=None if tokens.ref_logp is None else tokens.ref_logp[index],
-    )
+    found: dict[str, Any] = {}
+    for name in (f.name for f in fields(Tokens)):
+        value = getattr(tokens, name)
+        if value is not None:
+            found[name] = value[chosen if name in PER_SEQUENCE else index]
+    counts = found["lengths"].to(torch.int64)
+    found["sequence"] = torch.repeat_interleave(torch.arange(len(members)), counts)
+    return Tokens(**found)
 
 
 def _layout(rows: list[list[_Document]], sequences: list[Sequence], width: int) -> Layout:
@@ -269,6 +320,7 @@ def _layout(rows: list[list[_Document]], sequences: list[Sequence], width: int) 
     ids, positions, owners, branches = [], [], [], []
     at_rows: list[int] = []
     at_columns: list[int] = []
+    own_columns: list[int] = []
     targets: list[int] = []
     for r, row in enumerate(rows):
         row_ids: list[int] = []
@@ -289,6 +341,7 @@ def _layout(rows: list[list[_Document]], sequences: list[Sequence], width: int) 
                     if kept:
                         at_rows.append(r)
                         at_columns.append(first + offset - 1 if offset else last_of_prompt)
+                        own_columns.append(first + offset)
                         targets.append(completion[offset])
                 row_ids += completion
                 row_positions += range(len(prompt), len(prompt) + len(completion))
@@ -305,6 +358,7 @@ def _layout(rows: list[list[_Document]], sequences: list[Sequence], width: int) 
         attention=None if plain else _visible(torch.tensor(owners), torch.tensor(branches)),
         rows=torch.tensor(at_rows),
         columns=torch.tensor(at_columns),
+        own_columns=torch.tensor(own_columns),
         targets=torch.tensor(targets),
     )
 

@@ -14,6 +14,7 @@ from pipeline.agreement import AgreementConfig
 from pipeline.correction import CorrectionConfig
 from pipeline.engines import Sampling, StopString
 from pipeline.model import ModelConfig
+from pipeline.reward import RewardConfig
 
 
 class SamplingConfig(Config):
@@ -108,8 +109,14 @@ class TrainConfig(Config):
             model folder.
         method: `kind` of a method and its settings.
         steps: Optimizer steps; 0 takes one epoch over the method's data.
-        batch: Sequences (SFT, RFT), pairs (DPO) or prompts (online methods) a step.
+        iterations: Outer iterations of an online method, of equal length in steps. Each begins
+            with π_ref ← π_θ and, where the reward says so, with the reward model trained on.
+        batch: Sequences (SFT, RFT), pairs (DPO, reward models), solutions (process reward
+            models) or prompts (online methods) a step.
         group_size: Samples a prompt of online methods.
+        prompts: What online methods ask: the data stage's "train" problems, or the prompts of
+            its "preferences", which have no gold answer.
+        reward: What the rewards of online methods are made of.
         correction: What is done about the gap between the sampler's log-probs and the
             trainer's (online methods).
         staleness: Steps by which the policy that samples may lag behind the one that is trained,
@@ -121,7 +128,9 @@ class TrainConfig(Config):
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.
         save_every: Steps between checkpoints that a killed run goes on from.
-        validate_every: Steps between losses on held-out rows (SFT); 0 never.
+        validate_every: Steps between looks at held-out data: the loss on validation rows or
+            pairs, or the share of validation problems that greedy samples solve; 0 never.
+        validate_limit: Validation problems an online method looks at.
     """
 
     name: str
@@ -129,8 +138,11 @@ class TrainConfig(Config):
     method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int = Field(default=0, ge=0)
+    iterations: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1)
     group_size: int = Field(default=8, ge=1)
+    prompts: Literal["train", "preferences"] = "train"
+    reward: RewardConfig = RewardConfig()
     correction: CorrectionConfig = CorrectionConfig()
     staleness: int = Field(default=0, ge=0)
     agreement: AgreementConfig = AgreementConfig()
@@ -139,6 +151,7 @@ class TrainConfig(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=50, ge=1)
     validate_every: int = Field(default=0, ge=0)
+    validate_limit: int = Field(default=128, ge=1)
 
 
 class EvaluateConfig(Config):
@@ -219,6 +232,12 @@ class RunConfig(Config):
         if len(set(names)) != len(names):
             raise ValueError(f"two training stages share a name: {names}")
         asked = {f"init of stage {stage.name!r}": stage.init for stage in self.train}
+        for stage in self.train:
+            asked[f"reward.model_init of stage {stage.name!r}"] = stage.reward.model_init
+            asked[f"reward.process_init of stage {stage.name!r}"] = stage.reward.process_init
+            critic = getattr(stage.method, "critic_init", "")
+            asked[f"method.critic_init of stage {stage.name!r}"] = critic
+        asked = {where: name for where, name in asked.items() if name}
         if self.generate is not None:
             asked["generate.model"] = self.generate.model
         for where, name in asked.items():

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.errors import UserError
 from data_prep.jsonl import read_rows
-from data_prep.loader import Sequences
+from data_prep.loader import Pairs, Sequences, Steps
 from pipeline.batch import Sequence
 from pipeline.reward import reward_of
 from pipeline.samples import read_samples
@@ -47,9 +47,7 @@ class Rows:
         What precedes a document's first token with loss is its prompt.
         """
         documents = chain.from_iterable(self._sequences[i] for i in range(start, stop))
-        return [
-            _document(ids, mask, number) for number, (ids, mask) in enumerate(documents)
-        ]
+        return [_document(ids, mask, number) for number, (ids, mask) in enumerate(documents)]
 
 
 def _document(ids: np.ndarray, mask: np.ndarray, number: int) -> Sequence:
@@ -105,3 +103,22 @@ def read_log(samples: Path, verdicts: Path) -> list[Sequence]:
                 )
             )
     return sequences
+
+
+def pair_of(rows: Pairs, index: int) -> list[Sequence]:
+    """Return a preference pair, the preferred answer first."""
+    row = rows[index]
+    return [
+        Sequence(row.prompt, answer, [True] * len(answer), index, sign=sign)
+        for answer, sign in ((row.chosen, 1), (row.rejected, -1))
+    ]
+
+
+def solution_of(rows: Steps, index: int) -> list[Sequence]:
+    """Return a solution whose labelled steps carry loss."""
+    row = rows[index]
+    steps = [(end, float(label)) for end, label in zip(row.step_ends, row.labels, strict=True)]
+    mask = [False] * len(row.completion)
+    for end, _ in steps:
+        mask[end] = True
+    return [Sequence(row.prompt, row.completion, mask, index, steps=steps)]

@@ -1,18 +1,20 @@
-"""Log-probs of chosen tokens, with the vocabulary axis walked in chunks.
+"""Log-probs of chosen tokens, entropy and full KL, with the vocabulary axis walked in chunks.
 
-For hidden states h [T, H], output weights W [V, H] and temperature τ:
+For hidden states h [T, H], output weights W [V, H] and temperature τ, logits z = W h / τ:
 
-    logp_t = h_t·W[y_t]/τ − logsumexp_v(h_t·W_v/τ)
-    ∂logp_t/∂logits_v = (1[v = y_t] − p_v)/τ
+    logp_t = z_{y_t} − logsumexp(z)            ∂logp/∂z_v = 1[v = y_t] − p_v
+    H_t    = −Σ_v p_v log p_v                  ∂H/∂z_v    = −p_v (log p_v + H)
+    KL_t   = Σ_v p_v (log p_v − log q_v)       ∂KL/∂z_v   = p_v (log p_v − log q_v − KL)
 
-The dense path keeps logits, log-softmax and their gradients, each [T, V]. Here a chunk of
-tokens is turned into logits, used and forgotten; the backward pass makes them again, unless all
-of them are small enough to keep.
+q is a reference's distribution over the same vocabulary, without gradient. The dense path keeps
+logits, log-softmax and their gradients, each [T, V]. Here a chunk of tokens is turned into
+logits, used and forgotten; the backward pass makes them again, unless all of them are small
+enough to keep.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +24,37 @@ CHUNK_BYTES = 64 << 20
 KEEP_BYTES = 128 << 20
 
 
+class Selected(NamedTuple):
+    """What one walk over the vocabulary gives, [T] each, in nats.
+
+    Attributes:
+        logp: log π(y_t).
+        entropy: Of the distribution at each token.
+        kl: KL(π‖q) over the whole vocabulary; zeros where there is no reference.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    kl: Tensor
+
+
 class _Selected(torch.autograd.Function):
-    """Selected log-probs and entropies; differentiable in hidden states and weights."""
+    """All three, differentiable in hidden states and weights."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        other_hidden: Tensor | None,
+        other_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, vocabulary = hidden.shape[0], weight.shape[0]
         accumulate = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(tokens, dtype=accumulate, device=hidden.device)
-        entropy = torch.empty_like(logp)
+        entropy, kl = torch.empty_like(logp), torch.zeros_like(logp)
         chunk = _chunk_size(vocabulary, accumulate)
         kept = tokens * vocabulary * accumulate.itemsize <= KEEP_BYTES
         probabilities = []
@@ -43,32 +65,56 @@ class _Selected(torch.autograd.Function):
             logp[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser[:, 0]
             p = torch.exp(logits - normaliser)
             entropy[part] = normaliser[:, 0] - (p * logits).sum(-1)
+            if other_hidden is not None:
+                log_q = _log_softmax(other_hidden[part], other_weight, temperature, accumulate)
+                kl[part] = -entropy[part] - (p * log_q).sum(-1)
             if kept:
                 probabilities.append(p)
-        ctx.save_for_backward(hidden, weight, targets, *probabilities)
+        ctx.save_for_backward(
+            hidden, weight, targets, entropy, kl, other_hidden, other_weight, *probabilities
+        )
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
-        return logp, entropy
+        ctx.set_materialize_grads(False)
+        return logp, entropy, kl
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        hidden, weight, targets, *probabilities = ctx.saved_tensors
+    def backward(  # type: ignore[override]
+        ctx: Any, by_logp: Tensor | None, by_entropy: Tensor | None, by_kl: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, entropy, kl, other_hidden, other_weight, *probabilities = (
+            ctx.saved_tensors
+        )
+        accumulate = entropy.dtype
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros_like(weight)
+        # A frozen head (adapters, a scalar head beside it) needs no [V, H] of zeros.
+        weight_gradient = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for index, start in enumerate(range(0, hidden.shape[0], ctx.chunk)):
             part = slice(start, start + ctx.chunk)
             if probabilities:
                 p = probabilities[index]
             else:
-                logits = _logits(hidden[part], weight, ctx.temperature, gradient.dtype)
+                logits = _logits(hidden[part], weight, ctx.temperature, accumulate)
                 p = torch.softmax(logits, dim=-1)
-            scale = gradient[part, None] / ctx.temperature
-            logits_gradient = p * -scale
-            logits_gradient.scatter_add_(-1, targets[part, None], scale)
+            if by_logp is None:
+                logits_gradient = torch.zeros_like(p)
+            else:
+                scale = by_logp[part, None]
+                logits_gradient = p * -scale
+                logits_gradient.scatter_add_(-1, targets[part, None], scale)
+            if by_entropy is not None:
+                plogp = torch.xlogy(p, p) + p * entropy[part, None]
+                logits_gradient -= by_entropy[part, None] * plogp
+            if by_kl is not None and other_hidden is not None:
+                log_q = _log_softmax(other_hidden[part], other_weight, ctx.temperature, accumulate)
+                gap = torch.xlogy(p, p) - p * (log_q + kl[part, None])
+                logits_gradient += by_kl[part, None] * gap
+            if ctx.temperature != 1.0:
+                logits_gradient /= ctx.temperature
             logits_gradient = logits_gradient.to(weight.dtype)
             hidden_gradient[part] = logits_gradient @ weight
-            weight_gradient.addmm_(logits_gradient.T, hidden[part])
-        return hidden_gradient, weight_gradient, None, None
+            if weight_gradient is not None:
+                weight_gradient.addmm_(logits_gradient.T, hidden[part])
+        return hidden_gradient, weight_gradient, None, None, None, None
 
 
 def _chunk_size(vocabulary: int, dtype: torch.dtype) -> int:
@@ -80,19 +126,34 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dty
     return logits if temperature == 1.0 else logits / temperature
 
 
+def _log_softmax(
+    hidden: Tensor, weight: Tensor | None, temperature: float, dtype: torch.dtype
+) -> Tensor:
+    if weight is None:
+        raise ValueError("a reference has hidden states and output weights")
+    return torch.log_softmax(_logits(hidden, weight, temperature, dtype), -1)
+
+
 def selected_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return log π(y_t) and the entropy of the distribution, for each token.
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    reference: tuple[Tensor, Tensor] | None = None,
+) -> Selected:
+    """Return log π(y_t), the entropy and KL(π‖q) at each token.
 
     Args:
         hidden: [T, H], the states that predict the targets.
         weight: [V, H], the output embedding.
         targets: [T], int64.
         temperature: Divides the logits, as in the sampler; > 0.
+        reference: q's hidden states [T, H'] and output embedding [V, H'], taken without
+            gradient.
 
     Returns:
-        logp [T], differentiable in `hidden` and `weight`; entropy [T] in nats, without
-        gradient. Both in float32, or float64 for float64 input.
+        Three [T], differentiable in `hidden` and `weight`, in float32, or float64 for float64
+        input.
     """
-    return _Selected.apply(hidden, weight, targets, temperature)  # type: ignore[return-value]
+    other = (None, None) if reference is None else (reference[0].detach(), reference[1].detach())
+    return Selected(*_Selected.apply(hidden, weight, targets, temperature, *other))  # type: ignore[misc]

@@ -76,9 +76,9 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config.architecture, **shape), dtype=_dtype(config.dtype)
+            AutoConfig.for_model(config.architecture, **shape), dtype=torch_dtype(config.dtype)
         )
-    return _in_own_precision(model)
+    return in_own_precision(model)
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
@@ -93,7 +93,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
     logging.disable_progress_bar()
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=_dtype(dtype))
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype(dtype))
     except Exception as error:  # the loaders raise everything from OSError to SafetensorError
         raise UserError(
             str(path),
@@ -101,10 +101,10 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
             "a folder with config.json and safetensors, or a hub id that can be reached",
             "check the path, or fetch the model first",
         ) from error
-    return _in_own_precision(model)
+    return in_own_precision(model)
 
 
-def _in_own_precision(model: PreTrainedModel) -> PreTrainedModel:
+def in_own_precision(model: PreTrainedModel) -> PreTrainedModel:
     """Let a float64 model's norms compute in float64: transformers' round to float32.
 
     Without this no proof about a float64 model holds beyond 1e-8.
@@ -151,25 +151,38 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     end_token_ids: list[int],
     profile: str,
+    reads: str = "",
 ) -> None:
-    """Write a complete model folder: weights, tokenizer, template, generation config, profile."""
+    """Write a complete model folder: weights, tokenizer, template, generation config.
+
+    Args:
+        folder: Where.
+        model: A policy or a reward model.
+        tokenizer: Its tokenizer, with the chat template.
+        end_token_ids: Every token that ends a turn.
+        profile: The prompt profile that it was trained with.
+        reads: For a reward model: "end", or "steps" of a process reward model.
+    """
     from transformers import GenerationConfig
 
     from data_prep.jsonl import write_json
 
-    model.generation_config = GenerationConfig(
+    generation = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_token_ids,
         pad_token_id=tokenizer.pad_token_id,
         do_sample=True,
         temperature=1.0,
     )
+    if model.can_generate():
+        model.generation_config = generation
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_json(folder / "boxed.json", {"profile": profile})
+    write_json(folder / "boxed.json", {"profile": profile, **({"reads": reads} if reads else {})})
 
 
-def _dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype that a config names."""
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]

@@ -1,4 +1,4 @@
-"""AdamW, its schedule, and exact saving of both."""
+"""AdamW and its schedule."""
 
 from __future__ import annotations
 
@@ -10,14 +10,28 @@ from torch import nn
 from pipeline.config import OptimizerConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters; weight decay on matrices only."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    *modules: tuple[nn.Module, float], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters; weight decay on matrices only.
+
+    Args:
+        modules: Each with its share of the learning rate.
+        config: Betas, weight decay, peak learning rate.
+    """
+    groups = []
+    for module, share in modules:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
+            chosen = [p for p in parameters if (p.ndim >= 2) is matrices]
+            groups.append({"params": chosen, "weight_decay": decay, "share": share})
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, foreach=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group, times the group's share."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from pipeline.logprobs import selected_logprobs
+from pipeline.logprobs import Selected, selected_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,31 +17,75 @@ if TYPE_CHECKING:
     from pipeline.batch import Layout
 
 
-def token_logprobs(
-    model: PreTrainedModel, layout: Layout, temperature: float = 1.0, autocast: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return log π(token) and the entropy at every loss-carrying token, [T] each.
+@dataclass(slots=True)
+class States:
+    """Hidden states at the loss-carrying tokens, [T, H] each.
 
-    Logits are only made at positions that predict such a token, so prompts cost no vocabulary
-    work, and never as [B, L, V].
+    Attributes:
+        before: Of the token that predicts each of them: the state s_t in which it is chosen.
+        after: Of the token itself: the state that it leads to.
+    """
+
+    before: Tensor
+    after: Tensor
+
+
+def hidden_states(backbone: Any, layout: Layout, autocast: bool = False) -> States:
+    """Run a transformers backbone over a layout.
 
     Args:
-        model: Any causal LM whose logits are its last hidden states times its output embedding.
+        backbone: A model without its head.
         layout: What to run.
-        temperature: Divides the logits.
         autocast: Whether matrix products run in bfloat16; sums stay in float32.
     """
-    backbone: Any = model.base_model
     with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=autocast):
         states = backbone(
             input_ids=layout.input_ids,
             attention_mask=layout.attention,
             position_ids=layout.position_ids,
             use_cache=False,
-        ).last_hidden_state[layout.rows, layout.columns]
+        ).last_hidden_state
+    return States(states[layout.rows, layout.columns], states[layout.rows, layout.own_columns])
+
+
+def token_logprobs(
+    model: PreTrainedModel,
+    states: States,
+    targets: Tensor,
+    temperature: float = 1.0,
+    autocast: bool = False,
+    reference: tuple[PreTrainedModel, States] | None = None,
+) -> Selected:
+    """Return log π(token), the entropy and KL(π‖π_ref) at every loss-carrying token, [T] each.
+
+    Logits are only made at positions that predict such a token, so prompts cost no vocabulary
+    work, and never as [B, L, V].
+
+    Args:
+        model: Any causal LM whose logits are its last hidden states times its output embedding.
+        states: Of that model's backbone.
+        targets: [T], the tokens.
+        temperature: Divides the logits.
+        autocast: Whether matrix products run in bfloat16.
+        reference: π_ref and its states, for the KL over the whole vocabulary.
+    """
     head: Any = model.get_output_embeddings()
-    dtype = torch.bfloat16 if autocast else states.dtype
-    return selected_logprobs(states.to(dtype), head.weight.to(dtype), layout.targets, temperature)
+    dtype = torch.bfloat16 if autocast else states.before.dtype
+    other = None
+    if reference is not None:
+        other_head: Any = reference[0].get_output_embeddings()
+        other = (reference[1].before.to(dtype), other_head.weight.to(dtype))
+    return selected_logprobs(
+        states.before.to(dtype), head.weight.to(dtype), targets, temperature, other
+    )
+
+
+def logprobs_of(
+    model: Any, layout: Layout, temperature: float = 1.0, autocast: bool = False
+) -> Selected:
+    """Return `token_logprobs` of a layout, running the model's own backbone first."""
+    states = hidden_states(model.base_model, layout, autocast)
+    return token_logprobs(model, states, layout.targets, temperature, autocast)
 
 
 def check_head(model: PreTrainedModel) -> None:

@@ -79,12 +79,13 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
     figures: dict[str, float] = {
         "reward_mean": mean,
         "reward_std": math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)),
-        "accuracy": sum(bool(s.correct) for s in judged) / len(judged),
         "signal_share": signal / len(sequences),
         "unscored_share": 1.0 - len(scored) / len(sequences),
         "truncated_share": sum(s.finish_reason == "length" for s in sequences) / len(sequences),
         "completion_length": sum(len(s.completion) for s in sequences) / len(sequences),
     }
+    if judged:
+        figures["accuracy"] = sum(bool(s.correct) for s in judged) / len(judged)
     by_group: dict[int, list[Sequence]] = defaultdict(list)
     by_level: dict[str, list[Sequence]] = defaultdict(list)
     for sequence in scored:

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from data_prep.jsonl import write_rows
 from data_prep.schema import Problem
 from pipeline.batch import Sequence
-from pipeline.engines import Engine, Prompt, Sampling
+from pipeline.engines import Engine, Group, Prompt, Sampling
 from pipeline.methods import Method
-from verifiers import VerifierPool
+from pipeline.reward import RewardMaker
+from verifiers import Verdict, VerifierPool
 
 
 @dataclass(slots=True)
@@ -45,7 +46,8 @@ class Rollouts:
         prompts: Their rendered tokens, in the same order.
         engine: Samples.
         pool: Judges.
-        method: Makes rewards of verdicts, and says which groups may fill the batch.
+        rewards: Makes rewards of verdicts and models.
+        method: Shapes rewards, and says which groups may fill the batch.
         sampling: How; `sampling.step` is replaced by the step.
         batch: Prompts a step.
         folder: Where each step's rollouts are logged.
@@ -57,6 +59,7 @@ class Rollouts:
         prompts: list[Prompt],
         engine: Engine,
         pool: VerifierPool,
+        rewards: RewardMaker,
         method: Method,
         sampling: Sampling,
         batch: int,
@@ -65,7 +68,7 @@ class Rollouts:
         """Keep what a step needs."""
         self.problems, self.prompts = problems, prompts
         self.engine, self.pool, self.sampling = engine, pool, sampling
-        self.method = method
+        self.rewards, self.method = rewards, method
         self.batch, self.folder = batch, folder
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -91,6 +94,10 @@ class Rollouts:
         others = [i for i in range(len(self.problems)) if i not in own]
         random.Random(f"{self.sampling.seed}/refill/{step}").shuffle(others)  # noqa: S311
         return others
+
+    def path(self, step: int) -> Path:
+        """Return the log of a step's rollouts."""
+        return self.folder / f"step-{step:05d}.jsonl"
 
     def draw(self, step: int) -> Drawn:
         """Sample, judge and log the groups of a step, refilling where the method asks for it."""
@@ -124,7 +131,7 @@ class Rollouts:
                 "harder problems, more samples a prompt or more refill rounds would fill it.",
                 file=sys.stderr,
             )
-        write_rows(self.folder / f"step-{step:05d}.jsonl", rows)
+        write_rows(self.path(step), rows)
         return drawn
 
     def _sample(
@@ -141,28 +148,20 @@ class Rollouts:
         """
         sampling = self.sampling.model_copy(update={"step": step})
         groups = self.engine.generate([self.prompts[i] for i in indices], sampling)
-        pairs = [
-            (self.problems[i].answer, completion.text)
-            for i, group in zip(indices, groups, strict=True)
-            for completion in group.completions
-        ]
-        verdicts = iter(self.pool.verify_many(pairs))
+        verdicts = self._judge(indices, groups)
         staleness = step - self.engine.policy_version
         sequences: list[Sequence] = []
         for number, (i, group) in enumerate(zip(indices, groups, strict=True), start=first):
-            if group.error is not None:
-                rows.append({"problem_id": group.prompt.id, "error": group.error})
-            for index, completion in enumerate(group.completions):
-                verdict = next(verdicts)
-                reward = self.method.reward(verdict, completion, sampling.max_tokens)
+            for completion in group.completions:
+                verdict = verdicts[len(sequences)]
+                scored = verdict is not None and verdict.is_scorable
                 sequences.append(
                     Sequence(
                         prompt=list(group.prompt.token_ids),
                         completion=completion.token_ids,
                         mask=[True] * len(completion.token_ids),
                         group=number,
-                        reward=reward,
-                        correct=verdict.is_correct if verdict.is_scorable else None,
+                        correct=verdict.is_correct if verdict is not None and scored else None,
                         logprobs=completion.logprobs,
                         finish_reason=completion.finish_reason,
                         level=self.problems[i].level,
@@ -170,6 +169,17 @@ class Rollouts:
                         staleness=staleness,
                     )
                 )
+        self.rewards.fill(sequences, verdicts)
+        for sequence in sequences:
+            if sequence.reward is not None:
+                sequence.reward = self.method.shape(sequence.reward, sequence, sampling.max_tokens)
+        place = 0
+        for group in groups:
+            if group.error is not None:
+                rows.append({"problem_id": group.prompt.id, "error": group.error})
+            for index, completion in enumerate(group.completions):
+                verdict, sequence = verdicts[place], sequences[place]
+                place += 1
                 rows.append(
                     {
                         "problem_id": group.prompt.id,
@@ -182,8 +192,19 @@ class Rollouts:
                         "policy_version": self.engine.policy_version,
                         "staleness": staleness,
                         "seed": completion.seed,
-                        "outcome": verdict.outcome.value,
-                        "reward": reward,
+                        "outcome": None if verdict is None else verdict.outcome.value,
+                        "reward": sequence.reward,
+                        **({"steps": sequence.steps} if sequence.steps else {}),
                     }
                 )
         return sequences
+
+    def _judge(self, indices: list[int], groups: list[Group]) -> list[Verdict | None]:
+        """Return a verdict for every completion, None where there is no gold answer."""
+        asked = [
+            (self.problems[i].answer, completion.text)
+            for i, group in zip(indices, groups, strict=True)
+            for completion in group.completions
+        ]
+        found = iter(self.pool.verify_many([pair for pair in asked if pair[0]]))
+        return [next(found) if gold else None for gold, _ in asked]

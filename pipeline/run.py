@@ -25,6 +25,7 @@ from data_prep.config import dump_toml, validate
 from data_prep.errors import UserError, command
 from pipeline.config import RunConfig, load_run
 from pipeline.methods import create_method
+from pipeline.plan import models_of
 from pipeline.verify import check_checker
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -46,10 +47,9 @@ def stages_of(run: RunConfig) -> list[tuple[str, list[str]]]:
         waiting["generate"] = ({"data", *made}, ["pipeline.generate"])
         waiting["verify"] = ({"generate"}, ["pipeline.verify"])
     for stage in run.train:
-        needs = {"data"}
-        if stage.init in trained:
-            needs.add(stage.init)
-        if create_method(stage.method).source == "samples":
+        method = create_method(stage.method)
+        needs = {"data", *({stage.init, *models_of(stage, method).values()} & trained)}
+        if method.source == "samples":
             needs.add("verify")
         waiting[stage.name] = (needs, ["pipeline.train", "--stage", stage.name])
     if run.evaluate is not None:

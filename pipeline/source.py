@@ -1,46 +1,54 @@
-"""Where a step's batch comes from: supervised rows, a sample log, or the policy itself."""
+"""Where a step's batch comes from: rows, pairs, a sample log, or the policy itself."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.schema import read_problems
+from data_prep.loader import Pairs, Steps
+from data_prep.schema import Problem, read_problems
 from pipeline.batch import Sequence
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.engines import Engine, Prompt, create_engine
-from pipeline.fixed import Rows, read_log
-from pipeline.generate import render_prompts
+from pipeline.engines import Prompt, create_engine
+from pipeline.fixed import Rows, pair_of, read_log, solution_of
+from pipeline.generate import checkpoint_of, render_prompts
 from pipeline.methods import Method
 from pipeline.records import rollout_figures
+from pipeline.reward import RewardMaker
 from pipeline.rollout import Rollouts
+from pipeline.scorer import load_scorer
 from pipeline.verify import open_pool
 
 # A step's sequences with signal, and figures about how they came about.
 Draw = Callable[[int], tuple[list[Sequence], dict[str, float]]]
 
 
-class Source(NamedTuple):
-    """Where a stage's batches come from.
+@dataclass(slots=True)
+class Data:
+    """What a training stage learns from.
 
     Attributes:
-        draw: Draws a step's batch.
-        total: Number of steps.
-        engine: Samples for the online methods, else None.
-        prompts: What the engine is asked, else nothing.
+        draw: A step's sequences; the same for the same step, whatever came before.
+        steps: Steps in all.
+        held_out: Sequences whose loss is a figure; empty where there are none.
+        rollouts: Samples the policy, where the method does.
+        check: Returns figures of the policy on held-out problems.
     """
 
     draw: Draw
-    total: int
-    engine: Engine | None = None
-    prompts: tuple[Prompt, ...] = ()
+    steps: int
+    held_out: list[Sequence]
+    rollouts: Rollouts | None = None
+    check: Callable[[int], dict[str, float]] | None = None
 
 
-def open_source(
+def open_data(
     run: RunConfig,
     config: TrainConfig,
     method: Method,
@@ -50,61 +58,137 @@ def open_source(
     context: int,
     work: Path,
     cleanup: ExitStack,
-) -> Source:
-    """Return how a step's batch is drawn."""
-    out = Path(run.out)
+) -> Data:
+    """Open the source that the method names."""
+    folder = Path(run.out) / "data"
+    if method.source == "policy":
+        return _policy(run, config, method, str(init), tokenizer, profile, work, cleanup)
     if method.source == "rows":
-        rows = Rows(out / "data", "train")
-        if rows.longest > context:
-            raise UserError(
-                f"stage {config.name!r}",
-                f"a row of {rows.longest} tokens, and a model whose context holds {context}",
-                "rows that fit",
-                "lower data.max_length, or raise model.context",
-            )
-        epoch = math.ceil(len(rows) / config.batch)
-        total = config.steps or epoch
+        rows = Rows(folder, "train")
+        _check_longest(config, rows.longest, context)
 
-        def supervised(step: int) -> tuple[list[Sequence], dict[str, float]]:
-            first = step % epoch * config.batch
-            return rows.take(first, min(first + config.batch, len(rows))), {}
+        def supervised(first: int, last: int) -> list[Sequence]:
+            return rows.take(first, last)
 
-        return Source(supervised, total)
+        held_out: list[Sequence] = []
+        if config.validate_every:
+            kept = Rows(folder, "validation")
+            held_out = kept.take(0, len(kept))
+        return _fixed(config, len(rows), supervised, held_out)
     if method.source == "samples":
-        log = read_log(out / "generate", out / "verify")
+        log = read_log(Path(run.out) / "generate", Path(run.out) / "verify")
         units = method.select(log, run.seed)
         if not units:
             raise UserError(
                 f"stage {config.name!r}",
                 f"no sample of {len(log)} can be used",
-                "correct samples (RFT), or correct and incorrect ones of one problem (DPO)",
+                "correct samples (RFT), or correct and incorrect ones of one problem (pairs)",
                 "sample more, or start from a model that solves some of the problems",
             )
-        epoch = math.ceil(len(units) / config.batch)
-        total = config.steps or epoch
+        # Units of one batch stay apart: a group is a pair, or a single sample.
+        return _fixed(
+            config,
+            len(units),
+            lambda first, last: [
+                method.mark(sequence.in_group(number))
+                for number, unit in enumerate(units[first:last])
+                for sequence in unit
+            ],
+            [],
+        )
+    kind = Pairs if method.source == "pairs" else Steps
+    name = "preference" if method.source == "pairs" else "steps"
+    unit_of: Any = pair_of if method.source == "pairs" else solution_of
+    judged = kind(folder / f"{name}_train.parquet")
+    order = list(range(len(judged)))
+    random.Random(f"{run.seed}/{config.name}/order").shuffle(order)  # noqa: S311
+    path = folder / f"{name}_validation.parquet"
+    kept_rows = kind(path) if config.validate_every and path.is_file() else None
+    held = [method.mark(s) for i in range(len(kept_rows or ())) for s in unit_of(kept_rows, i)]
+    longest = max(len(s.prompt) + len(s.completion) for i in order for s in unit_of(judged, i))
+    _check_longest(config, longest, context)
+    return _fixed(
+        config,
+        len(order),
+        lambda first, last: [method.mark(s) for i in order[first:last] for s in unit_of(judged, i)],
+        held,
+    )
 
-        def selected(step: int) -> tuple[list[Sequence], dict[str, float]]:
-            first = step % epoch * config.batch
-            chosen = units[first : first + config.batch]
-            # Units of one batch stay apart: a group is a pair, or a single sample.
-            return [
-                sequence.in_group(number) for number, unit in enumerate(chosen) for sequence in unit
-            ], {}
 
-        return Source(selected, total)
-    problems = list(read_problems(out / "data" / "train.jsonl"))
-    engine = create_engine(run.engine, str(init))
+def _fixed(
+    config: TrainConfig,
+    count: int,
+    take: Callable[[int, int], list[Sequence]],
+    held_out: list[Sequence],
+) -> Data:
+    """Batches of what lies ready, in its order, epoch after epoch."""
+    if config.validate_every and not held_out:
+        raise UserError(
+            f"stage {config.name!r}, key 'validate_every'",
+            "the data stage has nothing held out for this method",
+            "held-out rows, or validate_every = 0",
+            "give a source validation problems, or set validate_every = 0",
+        )
+    epoch = math.ceil(count / config.batch)
+
+    def draw(step: int) -> tuple[list[Sequence], dict[str, float]]:
+        first = step % epoch * config.batch
+        return take(first, min(first + config.batch, count)), {}
+
+    return Data(draw, config.steps or epoch, held_out)
+
+
+def _check_longest(config: TrainConfig, longest: int, context: int) -> None:
+    if longest > context:
+        raise UserError(
+            f"stage {config.name!r}",
+            f"a row of {longest} tokens, and a model whose context holds {context}",
+            "rows that fit",
+            "lower data.max_length, or raise model.context",
+        )
+
+
+def _policy(
+    run: RunConfig,
+    config: TrainConfig,
+    method: Method,
+    init: str,
+    tokenizer: Any,
+    profile: str,
+    work: Path,
+    cleanup: ExitStack,
+) -> Data:
+    folder = Path(run.out) / "data"
+    if config.prompts == "preferences":
+        rows = Pairs(folder / "preference_train.parquet")
+        distinct = {tuple(rows[i].prompt): i for i in range(len(rows))}
+        prompts = [Prompt(f"preference-{i}", tokens) for tokens, i in distinct.items()]
+        problems = [Problem(p.id, "", "", "preferences", "train") for p in prompts]
+    else:
+        problems = list(read_problems(folder / "train.jsonl"))
+        prompts = render_prompts(problems, tokenizer, profile)
+    engine = create_engine(run.engine, init)
     cleanup.callback(engine.close)
     pool = cleanup.enter_context(
         open_pool(run.verify.checker, run.verify.workers, run.verify.time_limit_s)
     )
+    reward = config.reward
+    device = run.engine.device  # type: ignore[attr-defined]
+    rewards = RewardMaker(
+        reward,
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        load_scorer(checkpoint_of(run, reward.model_init), "end", device) if reward.model else None,
+        load_scorer(checkpoint_of(run, reward.process_init), "steps", device)
+        if reward.process == "model"
+        else None,
+    )
     sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
-    prompts = render_prompts(problems, tokenizer, profile)
     rollouts = Rollouts(
         problems,
         prompts,
         engine,
         pool,
+        rewards,
         method,
         sampling,
         config.batch,
@@ -122,4 +206,30 @@ def open_source(
             figures |= {"staleness_mean": sum(lags) / len(lags), "staleness_max": max(lags)}
         return kept, figures
 
-    return Source(sampled, config.steps, engine, tuple(prompts))
+    data = Data(sampled, config.steps, [], rollouts)
+    if config.validate_every:
+        path = folder / "validation.jsonl"
+        asked = list(read_problems(path))[: config.validate_limit] if path.is_file() else []
+        if not asked:
+            raise UserError(
+                f"stage {config.name!r}, key 'validate_every'",
+                "the data stage has no validation problems",
+                "problems to look at while training",
+                "give a source validation problems, or set validate_every = 0",
+            )
+        greedy = sampling.model_copy(update={"n": 1, "temperature": 0.0})
+        held_out = render_prompts(asked, tokenizer, profile)
+
+        def check(step: int) -> dict[str, float]:
+            groups = engine.generate(held_out, greedy.model_copy(update={"step": step}))
+            answers = [
+                (problem.answer, completion.text)
+                for problem, group in zip(asked, groups, strict=True)
+                for completion in group.completions
+            ]
+            verdicts = [v for v in pool.verify_many(answers) if v.is_scorable]
+            share = sum(v.is_correct for v in verdicts) / max(1, len(verdicts))
+            return {"validation_accuracy": share}
+
+        data.check = check
+    return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,47 @@ from data_prep.run_folder import file_hash, sync_folder
 KEEP = 2
 
 
-def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+@dataclass(slots=True)
+class Part:
+    """One model of the training state.
+
+    Attributes:
+        module: Its trainable parameters are saved; all of them where there is no optimizer (a
+            reference that is reset now and then).
+        optimizer: Its moments and counters are saved, by parameter name.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer | None = None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what is saved, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad or self.optimizer is None
+        }
+
+
+def save_state(folder: Path, step: int, parts: dict[str, Part]) -> None:
     """Write `step-<n>` under a temporary name, sync, rename; keep the last two.
 
     Args:
         folder: Where the states of this stage live.
         step: Number of steps taken.
-        model: Its parameters are saved.
-        optimizer: Its moments and counters are saved, by parameter name.
+        parts: What is saved, by a name that does not change.
     """
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / f"step-{step:06d}.tmp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    names = _names(model, optimizer)
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    for parameter, name in names.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+    tensors: dict[str, torch.Tensor] = {}
+    for key, part in parts.items():
+        for name, parameter in part.parameters().items():
+            tensors[f"{key}.{name}"] = parameter.detach()
+            moments = part.optimizer.state.get(parameter, {}) if part.optimizer else {}
+            for moment, value in moments.items():
+                tensors[f"optimizer/{moment}/{key}.{name}"] = torch.as_tensor(value)
     save_file(
         {key: value.contiguous() for key, value in tensors.items()}, work / "state.safetensors"
     )
@@ -47,8 +71,8 @@ def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim
         shutil.rmtree(old)
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest sound state into model and optimizer; return its step, 0 for none.
+def load_state(folder: Path, parts: dict[str, Part]) -> int:
+    """Load the newest sound state into its parts; return its step, 0 for none.
 
     A damaged state (its hash differs) is passed over for the one before it.
 
@@ -66,22 +90,8 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         if not sound:
             continue
         tensors = load_file(path / "state.safetensors")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        for parameter, name in _names(model, optimizer).items():
-            prefix = f"optimizer.{name}."
-            found = {
-                key[len(prefix) :]: value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-            if found:
-                # The step counter stays on the CPU, as AdamW itself keeps it.
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in found.items()
-                }
+        for key, part in parts.items():
+            _fill(part, key, tensors)
         return int(note["step"])
     if states:
         raise UserError(
@@ -93,14 +103,23 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     return 0
 
 
+@torch.no_grad()
+def _fill(part: Part, key: str, tensors: dict[str, torch.Tensor]) -> None:
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, moment, owner = name.split("/", 2)
+            moments.setdefault(owner, {})[moment] = value
+    for name, parameter in part.parameters().items():
+        parameter.copy_(tensors[f"{key}.{name}"])
+        found = moments.get(f"{key}.{name}")
+        if part.optimizer is not None and found:
+            # The step counter stays on the CPU, as AdamW itself keeps it.
+            part.optimizer.state[parameter] = {
+                moment: value if moment == "step" else value.to(parameter.device)
+                for moment, value in found.items()
+            }
+
+
 def _states(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
-
-
-def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        parameter: names[parameter]
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }

@@ -9,6 +9,8 @@ weights 1/Z and the method's GC, both without gradient,
     loss = − Σ_i Σ_t  sg(GC_{i,t} · is_{i,t} / Z_i) · log π_θ(o_{i,t} | q_i, o_{i,<t})
 
 where `is` corrects for a sampler that is not quite the trainer (pipeline.correction; 1 when off).
+For a reward model R_φ stands where log π_θ stands. A critic adds c1 · sg(∂L_V/∂V) · V, an entropy
+bonus − c2 · H / Z, a KL over the whole vocabulary + β · KL / Z.
 
 What is shown as "objective" is the method's own J, computed beside it. Deviation from 000_…:
 groups without signal leave the step and its denominators; the paper leaves them in with
@@ -23,30 +25,58 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.formatting import load_formatter
-from data_prep.jsonl import write_rows
 from data_prep.run_folder import Stage
 from pipeline.agreement import Agreement
 from pipeline.ahead import Ahead
 from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
 from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.correction import gap_figures, importance
-from pipeline.fixed import Rows
+from pipeline.critic import Critic, critic_of, load_scalar_model, value_head
 from pipeline.generate import checkpoint_of, profile_of
 from pipeline.methods import Method, create_method
 from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
-from pipeline.optimizer import build_optimizer, learning_rate
-from pipeline.policy import check_head, token_logprobs
+from pipeline.optimizer import build_optimizer, learning_rate, set_learning_rate
+from pipeline.plan import (
+    init_of,
+    inputs_of,
+    non_finite,
+    refuse_nonsense,
+    settings_of,
+    truncated_sampling,
+)
+from pipeline.policy import check_head, hidden_states, token_logprobs
 from pipeline.records import Records, over_parts
-from pipeline.source import open_source
-from pipeline.state import load_state, save_state
+from pipeline.replay import Replay
+from pipeline.source import Data, open_data
+from pipeline.state import Part, load_state, save_state
+
+
+class Output(NamedTuple):
+    """One forward pass, [T] each.
+
+    Attributes:
+        variable: What the coefficient weighs: log π_θ, or the score of a reward model.
+        entropy: Of the policy; zeros for a reward model.
+        kl: KL(π_θ‖π_ref) over the vocabulary; zeros where nobody asks.
+        ref_logp: log π_ref, without gradient; None where there is no reference.
+        value: V of the state before each token; None where there is no critic.
+        end_value: V of the state after each token.
+    """
+
+    variable: Tensor
+    entropy: Tensor
+    kl: Tensor
+    ref_logp: Tensor | None = None
+    value: Tensor | None = None
+    end_value: Tensor | None = None
 
 
 class Trainer:
@@ -56,51 +86,101 @@ class Trainer:
         run: The whole run's configuration.
         config: This stage's.
         method: What weighs the tokens.
-        model: The policy.
+        model: The policy, or the reward model.
         reference: The frozen π_ref, where the method needs one.
+        critic: V, where the method has one.
     """
 
     def __init__(
-        self, run: RunConfig, config: TrainConfig, method: Method, model: Any, reference: Any
+        self,
+        run: RunConfig,
+        config: TrainConfig,
+        method: Method,
+        model: Any,
+        reference: Any = None,
+        critic: Critic | None = None,
     ) -> None:
         """Build the optimizer."""
-        check_head(model)
+        self.scores = critic_of(model) if method.trains == "scores" else None
+        if self.scores is None:
+            check_head(model)
         self.run, self.config, self.method = run, config, method
-        self.model, self.reference = model, reference
+        self.model, self.reference, self.critic = model, reference, critic
+        self.trained: dict[str, nn.Module] = {"model": model}
+        if critic is not None:
+            self.trained["critic"] = critic
         self.device = next(model.parameters()).device
-        self.optimizer = build_optimizer(model, config.optimizer)
+        shares = {"model": 1.0, "critic": method.critic_rate}
+        self.optimizer = build_optimizer(
+            *((module, shares[name]) for name, module in self.trained.items()),
+            config=config.optimizer,
+        )
         # The trainer divides logits by the temperature that the sampler used.
-        on_samples = method.source != "rows"
+        on_samples = method.source in ("samples", "policy")
         self.temperature = run.sampling.temperature if on_samples else 1.0
         # Set for methods that sample: stops before a gradient of wrong log-probs is used.
         self.agreement: Agreement | None = None
 
+    def parts(self) -> dict[str, Part]:
+        """Return what a saved state holds."""
+        parts = {name: Part(module, self.optimizer) for name, module in self.trained.items()}
+        if self.reference is not None and self.config.iterations > 1:
+            parts["reference"] = Part(self.reference)
+        return parts
+
     def update(self, sequences: list[Sequence], step: int, total: int) -> dict[str, float]:
         """Take the method's optimizer steps on one batch; return the figures."""
-        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        tokens = flatten(sequences, dtype)
-        tokens.weight = self.method.weights(tokens, self.run.sampling.max_tokens)
+        tokens = self.flat(sequences)
         rate = learning_rate(self.config.optimizer, step, total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         figures: dict[str, float] = {}
         last = self.method.config.updates - 1
         for inner in range(last + 1):
             found, own = self._accumulate(sequences, tokens)
             if inner == 0 and self.agreement is not None:
                 self.agreement.judge(found["sampler_gap_mean"], sequences)
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.config.optimizer.clip_norm or math.inf
-            )
-            if not torch.isfinite(norm):
-                raise FloatingPointError(f"the gradient of step {step} is {float(norm)}")
+            norms = {name: self._clip(module) for name, module in self.trained.items()}
+            for name, norm in norms.items():
+                if not math.isfinite(norm):
+                    raise FloatingPointError(f"the gradient of step {step} is {norm} ({name})")
             self.optimizer.step()
             if inner == 0:
-                figures = {**found, "grad_norm": float(norm), "learning_rate": rate}
+                figures = {**found, "grad_norm": norms.pop("model"), "learning_rate": rate}
+                figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
             if inner == last:
                 # Before the first update every ratio is 1 and nothing is clipped.
                 figures |= own
         return figures
+
+    def flat(self, sequences: list[Sequence]) -> Tokens:
+        """Return a step's flat view, weighed; with a critic, also looked at as a whole."""
+        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        tokens = flatten(sequences, dtype)
+        tokens.weight = self.method.weights(tokens, self.run.sampling.max_tokens)
+        if self.critic is not None:
+            self._observe(sequences, tokens)
+            self.method.prepare(tokens)
+        return tokens
+
+    def _clip(self, module: nn.Module) -> float:
+        limit = self.config.optimizer.clip_norm or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
+
+    @torch.no_grad()
+    def _observe(self, sequences: list[Sequence], tokens: Tokens) -> None:
+        """Fill what the policy, the reference and the critic say before the first update."""
+        filled = _Filled(tokens)
+        for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
+            out = self._forward(micro.layout.to(self.device))
+            for name, values in (
+                ("old_logp", out.variable),
+                ("ref_logp", out.ref_logp),
+                ("old_value", out.value),
+                ("end_value", out.end_value),
+            ):
+                if values is not None:
+                    filled.put(name, micro.token_index, values)
+        filled.finish()
 
     def _accumulate(
         self, sequences: list[Sequence], tokens: Tokens
@@ -108,144 +188,237 @@ class Trainer:
         """Add the whole step's gradient, one micro-batch at a time.
 
         Returns the loop's figures and the method's own. The first pass over a batch fills
-        `tokens.old_logp`: π_old is the policy before the first update on it.
+        `tokens.old_logp` and `ref_logp`: π_old is the policy before the first update on it, and
+        π_ref says the same at each of them.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        first = tokens.old_logp is None
-        old = torch.zeros_like(tokens.weight) if first else None
+        method = self.method
+        sampled = method.source == "policy"
         parts: list[tuple[int, dict[str, float]]] = []
         own: list[tuple[int, dict[str, float]]] = []
-        sampled = self.method.source == "policy"
         objective = 0.0
+        first, known = tokens.old_logp is None, tokens.ref_logp is not None
+        filled = _Filled(tokens)
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
             layout, view = micro.layout.to(self.device), micro.tokens.to(self.device)
-            logp, entropy = self._forward(self.model, layout)
-            now = logp.detach()
-            if old is not None:
-                old[micro.token_index] = now.cpu()
+            out = self._forward(layout, need_reference=not known)
+            now = out.variable.detach()
+            if first:
                 view.old_logp = now
-            if self.reference is not None:
-                with torch.no_grad():
-                    view.ref_logp = self._forward(self.reference, layout)[0]
-            coefficient = self.method.gradient_coefficient(view, now) * view.weight
+                filled.put("old_logp", micro.token_index, now)
+            if out.ref_logp is not None and not known:
+                view.ref_logp = out.ref_logp
+                filled.put("ref_logp", micro.token_index, out.ref_logp)
+            coefficient = method.gradient_coefficient(view, now) * view.weight
             if sampled:
                 coefficient = coefficient * importance(view, self.config.correction)
-            loss = -(coefficient * logp).sum()
+            loss = -(coefficient * out.variable).sum()
+            bonus = 0.0
+            if method.entropy_weight:
+                term = method.entropy_weight * (view.weight * out.entropy).sum()
+                loss, bonus = loss - term, bonus + float(term.detach())
+            if method.kl_weight:
+                term = method.kl_weight * (view.weight * out.kl).sum()
+                loss, bonus = loss + term, bonus - float(term.detach())
+            found = {"entropy": float(out.entropy.detach().mean())} if self.scores is None else {}
+            if out.value is not None:
+                value = out.value.detach()
+                slope = method.value_weight * view.weight * method.value_coefficient(view, value)
+                loss = loss + (slope * out.value).sum()
+                found["value_mean"] = float(value.mean())
             loss.backward()
-            objective += float(self.method.objective(view, now))
-            found = {"entropy": float(entropy.mean())}
-            if first and sampled:
+            objective += float(method.objective(view, now)) + bonus
+            if sampled:
                 found |= gap_figures(view, self.config.correction)
             parts.append((len(now), found))
-            own.append((len(now), self.method.figures(view, now)))
-        if old is not None:
-            tokens.old_logp = old
+            own.append((len(now), method.figures(view, now)))
+        filled.finish()
         return {"objective": objective, **over_parts(parts)}, over_parts(own)
 
-    def _forward(self, model: Any, layout: Layout) -> tuple[Tensor, Tensor]:
+    def _forward(self, layout: Layout, need_reference: bool = True) -> Output:
+        """Run the policy, and reference and critic where there are any; or the reward model."""
         autocast = self.config.precision == "bfloat16"
-        return token_logprobs(model, layout, self.temperature, autocast)
+        if self.scores is not None:
+            _, after = self.scores(layout, autocast=autocast)
+            zeros = torch.zeros_like(after.detach())
+            return Output(after, zeros, zeros)
+        states = hidden_states(self.model.base_model, layout, autocast)
+        ref_logp, other = None, None
+        whole = bool(self.method.kl_weight)
+        if self.reference is not None and (need_reference or whole):
+            with torch.no_grad():
+                ref_states = hidden_states(self.reference.base_model, layout, autocast)
+                ref_logp = token_logprobs(
+                    self.reference, ref_states, layout.targets, self.temperature, autocast
+                ).logp
+            other = (self.reference, ref_states) if whole else None
+        found = token_logprobs(
+            self.model, states, layout.targets, self.temperature, autocast, other
+        )
+        value = end_value = None
+        if self.critic is not None:
+            value, end_value = self.critic(layout, states, autocast)
+        return Output(*found, ref_logp, value, end_value)
 
     @torch.no_grad()
-    def held_out_loss(self, rows: Rows) -> float:
-        """Return the mean negative log-likelihood a token on held-out rows."""
-        sequences = rows.take(0, len(rows))
-        tokens = flatten(sequences)
-        total = 0.0
+    def held_out(self, sequences: list[Sequence]) -> dict[str, float]:
+        """Return figures on held-out data: the mean loss, and the method's own.
+
+        For rows the loss is the mean negative log-likelihood a token; for others −J.
+        """
+        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        tokens = flatten(sequences, dtype)
+        tokens.weight = self.method.weights(tokens, self.run.sampling.max_tokens)
+        loss = 0.0
+        own: list[tuple[int, dict[str, float]]] = []
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
-            total -= float(self._forward(self.model, micro.layout.to(self.device))[0].sum())
-        return total / len(tokens.weight)
+            view = micro.tokens.to(self.device)
+            out = self._forward(micro.layout.to(self.device))
+            view.ref_logp = out.ref_logp
+            if self.method.source == "rows":
+                loss -= float(out.variable.sum()) / len(tokens.weight)
+            else:
+                loss -= float(self.method.objective(view, out.variable))
+                own.append((len(out.variable), self.method.figures(view, out.variable)))
+        figures = {"loss": loss, **over_parts(own)}
+        return {f"validation_{name}": value for name, value in figures.items()}
+
+
+class _Filled:
+    """Fields of a step's flat view that passes fill.
+
+    They are handed over when all have: a pass in between must not see half of them.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self.values: dict[str, Tensor] = {}
+
+    def put(self, name: str, index: Tensor, values: Tensor) -> None:
+        """Keep a micro-batch's values."""
+        if name not in self.values:
+            self.values[name] = torch.zeros_like(self.tokens.weight)
+        self.values[name][index] = values.to("cpu", self.tokens.weight.dtype)
+
+    def finish(self) -> None:
+        """Hand all over."""
+        for name, values in self.values.items():
+            setattr(self.tokens, name, values)
 
 
 def train(run: RunConfig, config: TrainConfig) -> Path:
     """Run one training stage; return its folder, which holds `checkpoint/` and `steps.jsonl`."""
     method = create_method(config.method)
-    _refuse_nonsense(run, config, method)
+    refuse_nonsense(run, config, method)
     out = Path(run.out)
-    stage = Stage(out, config.name, _settings(run, config, method), _inputs(run, config, method))
+    stage = Stage(
+        out, config.name, settings_of(run, config, method), inputs_of(run, config, method)
+    )
     if stage.is_complete:
         return stage.final
     work = stage.begin()
-    init = None if config.init == "model" and not run.model.path else _init(run, config)
+    init = None if config.init == "model" and not run.model.path else init_of(run, config)
     tokenizer = load_tokenizer(out / "data" / "tokenizer" if init is None else init)
     profile = run.data.profile if init is None else profile_of(init, run.data.profile)
     ends = load_formatter(tokenizer, profile).end_token_ids
-    device = pick_device(run.engine.device)  # type: ignore[attr-defined]
-    model: Any = (
-        build_model(run.model, tokenizer, run.seed)
-        if init is None
-        else load_model(init, run.model.dtype)
-    ).to(device)  # type: ignore[arg-type]
-    reference: Any = None
-    if method.reference:
-        reference = load_model(str(init), run.model.dtype).to(device).requires_grad_(False)  # type: ignore[arg-type]
-    trainer = Trainer(run, config, method, model.train(), reference)
-    start = load_state(work / "state", model, trainer.optimizer)
+    trainer = build_trainer(run, config, method, init, tokenizer)
+    model = trainer.model
+    parts = trainer.parts()
 
     with ExitStack() as cleanup:
         context = int(model.config.max_position_embeddings)
-        draw, total, engine, prompts = open_source(
-            run, config, method, init, tokenizer, profile, context, work, cleanup
-        )
-        held_out = None
-        if config.validate_every and method.source == "rows":
-            held_out = Rows(out / "data", "validation")
-            if not len(held_out):
-                raise UserError(
-                    f"stage {config.name!r}, key 'validate_every'",
-                    "the data stage has no validation rows",
-                    "held-out rows, or validate_every = 0",
-                    "give a source validation problems, or set validate_every = 0",
-                )
-        ahead: Ahead | None = None
-        if engine is not None:
+        data = open_data(run, config, method, init, tokenizer, profile, context, work, cleanup)
+        replay = Replay.of(run, config, data)
+        if replay is not None:
+            parts |= replay.parts()
+        start = load_state(work / "state", parts)
+        draw, ahead = data.draw, None
+        if data.rollouts is not None:
+            engine, prompts = data.rollouts.engine, data.rollouts.prompts
             agreement = _agreement(run, config, model, tokenizer)
             agreement.prove_push(engine, prompts, context, start, work / "agreement.json")
-            trainer.agreement = None if _truncated(run) else agreement
+            trainer.agreement = None if truncated_sampling(run) else agreement
             folder = work / "state" / "ahead"
-            ahead = Ahead(draw, engine, config.staleness, start, total, folder)
+            ahead = Ahead(draw, engine, config.staleness, start, data.steps, folder)
             cleanup.callback(ahead.close)
             ahead.publish(model.state_dict().items(), start)
             draw = ahead.draw
-        records = Records(work, start, total, config.name)
+        records = Records(work, start, data.steps, config.name)
         cleanup.callback(records.close)
-        for step in range(start, total):
+        span = math.ceil(data.steps / config.iterations)
+        for step in range(start, data.steps):
             began = time.perf_counter()
-            sequences, figures = draw(step)
-            drawn = time.perf_counter()
-            if sequences:
-                try:
-                    figures |= trainer.update(sequences, step, total)
-                except FloatingPointError as error:
-                    raise _non_finite(
-                        error, sequences, stage.run / f"{config.name}.failed"
-                    ) from None
+            figures: dict[str, float] = {}
+            if step and step % span == 0:
+                figures |= _next_iteration(trainer, replay, step, span)
+            sequences: list[Sequence] = []
+            try:
+                sequences, drawn = draw(step)
+                figures |= drawn
+                drawn_at = time.perf_counter()
+                if sequences:
+                    figures |= trainer.update(sequences, step, data.steps)
+            except FloatingPointError as error:
+                folder = stage.run / f"{config.name}.failed"
+                raise non_finite(error, sequences, folder) from None
             if ahead is not None:
+                figures["skipped"] = float(not sequences)
                 ahead.publish(model.state_dict().items(), step + 1)
             done = time.perf_counter()
-            if held_out is not None and (step + 1) % config.validate_every == 0:
-                figures["validation_loss"] = trainer.held_out_loss(held_out)
+            if config.validate_every and (step + 1) % config.validate_every == 0:
+                figures |= _look_at_held_out(trainer, data, step)
             count = sum(len(s.completion) for s in sequences)
             timing = {
-                "draw_s": drawn - began,
-                "update_s": done - drawn,
+                "draw_s": drawn_at - began,
+                "update_s": done - drawn_at,
                 "tokens_per_s": count / (done - began),
             }
             records.write(step, figures, timing)
-            if (step + 1) % config.save_every == 0 and step + 1 < total:
+            if (step + 1) % config.save_every == 0 and step + 1 < data.steps:
                 if ahead is not None:
                     ahead.keep(step + 1)
-                save_state(work / "state", step + 1, model, trainer.optimizer)
+                save_state(work / "state", step + 1, parts)
                 if ahead is not None:
                     ahead.drop(step + 1 - config.save_every)
 
-    save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile)
+    reads = ""
+    if method.trains == "scores":
+        reads = "steps" if method.source == "steps" else "end"
+    save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile, reads)
+    if replay is not None:
+        save_checkpoint(work / "reward_model", replay.model, tokenizer, ends, profile, "end")
     parameters = sum(p.numel() for p in model.parameters())
-    return stage.complete(scratch=("state",), steps=total, parameters=parameters)
+    return stage.complete(scratch=("state",), steps=data.steps, parameters=parameters)
 
 
-def _init(run: RunConfig, config: TrainConfig) -> str | Path:
-    return run.model.path if config.init == "model" else checkpoint_of(run, config.init)
+def build_trainer(
+    run: RunConfig, config: TrainConfig, method: Method, init: str | Path | None, tokenizer: Any
+) -> Trainer:
+    """Load or build the models of a stage."""
+    device = pick_device(run.engine.device)  # type: ignore[attr-defined]
+    dtype = run.model.dtype
+    if method.trains == "scores":
+        if init is None:
+            raise UserError(
+                f"stage {config.name!r}, key 'init'",
+                "a model with random weights",
+                "a trained model to judge with",
+                'set init = "sft"',
+            )
+        return Trainer(run, config, method, load_scalar_model(init, dtype).to(device).train())  # type: ignore[arg-type]
+    model: Any = (
+        build_model(run.model, tokenizer, run.seed) if init is None else load_model(init, dtype)
+    ).to(device)  # type: ignore[arg-type]
+    reference: Any = None
+    if method.reference:
+        reference = load_model(str(init), dtype).to(device).requires_grad_(False)  # type: ignore[arg-type]
+    critic = None
+    if method.critic == "head":
+        critic = value_head(model)
+    elif method.critic == "separate":
+        start = checkpoint_of(run, method.critic_init) if method.critic_init else str(init)
+        critic = critic_of(load_scalar_model(start, dtype).to(device).train())  # type: ignore[arg-type]
+    return Trainer(run, config, method, model.train(), reference, critic)
 
 
 def _agreement(run: RunConfig, config: TrainConfig, model: Any, tokenizer: Any) -> Agreement:
@@ -261,122 +434,22 @@ def _agreement(run: RunConfig, config: TrainConfig, model: Any, tokenizer: Any) 
     )
 
 
-def _truncated(run: RunConfig) -> bool:
-    sampling = run.sampling
-    return sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
+def _next_iteration(
+    trainer: Trainer, replay: Replay | None, step: int, span: int
+) -> dict[str, float]:
+    """Begin an outer iteration: π_ref ← π_θ, and the reward model learns from the last one.
 
-
-def _refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None:
-    """Refuse what cannot work, would be ignored, or would bias the gradient without a word.
-
-    Raises:
-        UserError: Before anything is loaded.
+    Source: 003_… algorithm 1, lines 3 and 12.
     """
-    where = f"stage {config.name!r}, key"
-    if method.source != "rows" and config.init == "model" and not run.model.path:
-        raise UserError(
-            f"{where} 'init'", "a model with random weights", "a trained model", 'set init = "sft"'
-        )
-    if method.source == "policy" and not config.steps:
-        raise UserError(
-            f"{where} 'steps'",
-            "0 with a method that samples",
-            "a number of steps",
-            "set `steps`",
-        )
-    if method.source != "policy" and config.correction.kind != "off":
-        raise UserError(
-            f"{where} 'correction'",
-            f"{config.correction.kind!r} for {config.method.kind!r}, which does not sample",
-            "'off'",
-            "remove the key, or train a method that samples",
-        )
-    sampling = run.sampling
-    if method.source == "policy" and sampling.repetition_penalty != 1.0:
-        raise UserError(
-            f"stage {config.name!r}: [sampling], key 'repetition_penalty'",
-            f"{sampling.repetition_penalty} while training",
-            "1: the trainer does not know the penalised distribution, so every ratio is wrong",
-            "remove the key; evaluation may set one of its own",
-        )
-    if config.staleness and method.source != "policy":
-        raise UserError(
-            f"{where} 'staleness'",
-            f"{config.staleness} for {config.method.kind!r}, which does not sample",
-            "0",
-            "remove the key, or train a method that samples",
-        )
-    if config.staleness and config.correction.kind == "off":
-        raise UserError(
-            f"{where} 'staleness'",
-            f"{config.staleness} without a correction: the samples are of an older policy, and "
-            "nothing weighs them by how probable they are now",
-            "correction.kind of 'token' or 'sequence'",
-            'add correction = { kind = "token" }, or set staleness = 0',
-        )
-    if method.source == "policy" and _truncated(run) and not config.allow_truncated_sampling:
-        raise UserError(
-            f"{where} 'allow_truncated_sampling'",
-            f"top_p = {sampling.top_p}, top_k = {sampling.top_k}, min_p = {sampling.min_p} "
-            "while training",
-            "samples of the whole distribution: truncation biases every ratio",
-            "set top_p = 1, top_k = 0 and min_p = 0 under [sampling], or "
-            "allow_truncated_sampling = true",
-        )
+    if trainer.reference is not None:
+        trainer.reference.load_state_dict(trainer.model.state_dict())
+    return {} if replay is None else replay.train_on(step // span, span)
 
 
-def _settings(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:
-    """Return what decides this stage's result, beside its inputs."""
-    settings: dict[str, Any] = {
-        "train": config.model_dump(mode="json", exclude={"save_every", "agreement"}),
-        "seed": run.seed,
-        "dtype": run.model.dtype,
-    }
-    if config.init == "model":
-        settings["model"] = run.model.model_dump(mode="json")
-    if method.source != "rows":
-        settings["sampling"] = run.sampling.model_dump(mode="json")
-    if method.source == "policy":
-        settings["engine"] = run.engine.model_dump(mode="json")
-        settings["verify"] = run.verify.model_dump(mode="json", exclude={"workers"})
-    return settings
-
-
-def _inputs(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, str | Path]:
-    out = Path(run.out)
-    inputs: dict[str, str | Path] = {"data": out / "data"}
-    if any(stage.name == config.init for stage in run.train):
-        inputs["init"] = out / config.init
-    elif (given := Path(_init(run, config))).is_dir() and str(given) != ".":
-        inputs["init"] = given
-    if method.source == "samples":
-        inputs |= {"generate": out / "generate", "verify": out / "verify"}
-    return inputs
-
-
-def _non_finite(error: FloatingPointError, sequences: list[Sequence], folder: Path) -> UserError:
-    """Keep the batch that broke the step, and say where it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "batch.jsonl"
-    write_rows(
-        path,
-        (
-            {
-                "prompt": s.prompt,
-                "completion": s.completion,
-                "reward": s.reward,
-                "advantage": s.advantage,
-                "text": s.text,
-            }
-            for s in sequences
-        ),
-    )
-    return UserError(
-        str(error),
-        f"the batch is kept in {path}",
-        "finite numbers",
-        "look at the batch, or lower the learning rate; the command goes on from the last state",
-    )
+def _look_at_held_out(trainer: Trainer, data: Data, step: int) -> dict[str, float]:
+    if data.check is not None:
+        return data.check(step)
+    return trainer.held_out(data.held_out)
 
 
 def main(arguments: list[str]) -> None:

@@ -10,13 +10,15 @@ Contract of a plug-in file `pipeline/methods/<kind>.py`:
 * `create(config) -> Method`.
 
 A method states the objective J and the coefficient GC = ∂J/∂logp·Z in closed form; the loop uses
-only the coefficient, and one conformance test over all files proves the two equal.
+only the coefficient, and one conformance test over all files proves the two equal. Reward models
+train by the same loop: the scores R_φ stand where log π_θ stands. A critic has its own pair,
+`value_loss` and `value_coefficient` = ∂L/∂V·Z.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -25,13 +27,9 @@ from data_prep.config import PluginConfig
 from data_prep.plugins import load_plugin
 from pipeline.batch import Sequence, Tokens
 from pipeline.normaliser import Normaliser, token_weights
-from pipeline.reward import reward_of
 
-if TYPE_CHECKING:
-    from pipeline.engines import Completion
-    from verifiers import Verdict
-
-Source = Literal["rows", "samples", "policy"]
+Source = Literal["rows", "samples", "policy", "pairs", "steps"]
+CriticKind = Literal["none", "head", "separate"]
 
 
 class MethodConfig(PluginConfig):
@@ -50,16 +48,39 @@ class Method(ABC):
     """One row of the table: where the data comes from and what weighs it.
 
     Attributes:
-        source: "rows" (supervised rows), "samples" (a sample log with verdicts, made once) or
-            "policy" (sampled afresh from the current policy each step).
+        source: "rows" (supervised rows), "samples" (a sample log with verdicts, made once),
+            "policy" (sampled afresh from the current policy each step), "pairs" (preferences)
+            or "steps" (labelled steps).
+        trains: A "policy", or a model of "scores" with one scalar a state; then `logp` below is
+            the score of the state after each token.
         reference: Whether log π_ref is needed.
+        takes_steps: Whether rewards of steps are looked at.
+        takes_outcomes: Whether a reward of the whole alone is enough.
+        needs_verdicts: Whether verdicts are looked at beside the reward.
         refill: How often a step may draw further prompts in place of groups that are not
             `usable`; 0 draws once.
+        critic: Whether there is a V: none, a head on the policy's states, or a model of its own.
+        critic_init: What a critic of its own starts from: a stage's name or a model folder;
+            empty takes what the policy starts from.
+        critic_rate: The critic's share of the learning rate.
+        value_weight: c1, the weight of the value loss.
+        entropy_weight: c2, the weight of the entropy bonus, averaged as the objective is.
+        kl_weight: Weight of the KL(π_θ‖π_ref) over the whole vocabulary, averaged the same way.
     """
 
-    source: ClassVar[Source]
+    source: Source
+    trains: ClassVar[Literal["policy", "scores"]] = "policy"
     reference: bool = False
+    takes_steps: bool = False
+    takes_outcomes: bool = True
+    needs_verdicts: bool = False
     refill: int = 0
+    critic: CriticKind = "none"
+    critic_init: str = ""
+    critic_rate: float = 1.0
+    value_weight: float = 1.0
+    entropy_weight: float = 0.0
+    kl_weight: float = 0.0
 
     def __init__(self, config: MethodConfig) -> None:
         """Keep the settings."""
@@ -73,17 +94,21 @@ class Method(ABC):
         """
         raise TypeError(f"{type(self).__module__} does not train on a fixed log")
 
-    def reward(self, verdict: Verdict, completion: Completion, max_tokens: int) -> float | None:
-        """Return the reward of one sample; None takes it out of the step.
+    def mark(self, sequence: Sequence) -> Sequence:
+        """Return a sequence of made data with the tokens marked that carry loss."""
+        return sequence
+
+    def shape(self, reward: float, sequence: Sequence, max_tokens: int) -> float | None:
+        """Return what this method makes of a sample's reward; None takes it out of the step.
 
         Only methods with `source = "policy"` are asked.
 
         Args:
-            verdict: What the verifier said.
-            completion: What it was said about.
+            reward: Made by `pipeline.reward` of verdicts and models.
+            sequence: What it was made for.
             max_tokens: Longest completion that sampling allows.
         """
-        return reward_of(verdict)
+        return reward
 
     def usable(self, group: list[Sequence]) -> bool:
         """Return whether a group, its scored sequences, may fill a place in the batch."""
@@ -100,6 +125,14 @@ class Method(ABC):
         """Return 1/Z for every token of the step, [T]."""
         return token_weights(tokens, self.config.normaliser, max_tokens)
 
+    def prepare(self, tokens: Tokens) -> None:
+        """Set what needs a look at the whole step first: advantages and targets of a critic.
+
+        Only methods with a critic are asked, once a batch, when `old_logp`, `ref_logp`,
+        `old_value` and `end_value` are known.
+        """
+        raise TypeError(f"{type(self).__module__} has no critic")
+
     @abstractmethod
     def objective(self, tokens: Tokens, logp: Tensor) -> Tensor:
         """Return J, a scalar that autograd can differentiate in `logp` [T]."""
@@ -107,6 +140,14 @@ class Method(ABC):
     @abstractmethod
     def gradient_coefficient(self, tokens: Tokens, logp: Tensor) -> Tensor:
         """Return GC, [T], so that ∂J/∂logp_t = weight_t · GC_t."""
+
+    def value_loss(self, tokens: Tokens, value: Tensor) -> Tensor:
+        """Return L, a scalar that autograd can differentiate in `value` [T]."""
+        raise TypeError(f"{type(self).__module__} has no values")
+
+    def value_coefficient(self, tokens: Tokens, value: Tensor) -> Tensor:
+        """Return ∂L/∂V·Z, [T], so that ∂L/∂V_t = weight_t · coefficient_t."""
+        raise TypeError(f"{type(self).__module__} has no values")
 
     def figures(self, tokens: Tokens, logp: Tensor) -> dict[str, float]:
         """Return figures of this method's own for the step's record."""

@@ -24,11 +24,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.batch import Sequence
-from pipeline.engines import Completion
 from pipeline.methods import grpo
 from pipeline.normaliser import Normaliser
-from pipeline.reward import overlong_penalty, reward_of
-from verifiers import Verdict
+from pipeline.reward import overlong_penalty
 
 
 class Config(grpo.Config):
@@ -53,19 +51,20 @@ class Config(grpo.Config):
 class Dapo(grpo.Grpo):
     """GRPO on prompts of mixed accuracy."""
 
+    needs_verdicts = True
+
     def __init__(self, config: Config) -> None:
         """Keep what shapes rewards and the draw."""
         super().__init__(config)
         self.refill = config.refill
         self.overlong_share, self.overlong_mask = config.overlong_share, config.overlong_mask
 
-    def reward(self, verdict: Verdict, completion: Completion, max_tokens: int) -> float | None:
-        """Return the verdict's reward minus the overlong penalty; None where it is masked."""
-        base = reward_of(verdict)
-        if base is None or (self.overlong_mask and completion.finish_reason == "length"):
+    def shape(self, reward: float, sequence: Sequence, max_tokens: int) -> float | None:
+        """Return the reward minus the overlong penalty; None where it is masked."""
+        if self.overlong_mask and sequence.finish_reason == "length":
             return None
         cache = round(self.overlong_share * max_tokens)
-        return base + overlong_penalty(len(completion.token_ids), max_tokens, cache)
+        return reward + overlong_penalty(len(sequence.completion), max_tokens, cache)
 
     def usable(self, group: list[Sequence]) -> bool:
         """Return whether some, but not all, of a group's scored samples are correct."""

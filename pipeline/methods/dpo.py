@@ -1,4 +1,6 @@
-"""Direct preference optimisation on pairs (o⁺ correct, o⁻ incorrect) sampled from π_sft.
+"""Direct preference optimisation on pairs (o⁺ preferred, o⁻ not).
+
+D: a correct and an incorrect sample of one prompt, drawn from π_sft, or human preference pairs.
 
 With h = Σ_t log(π_θ/π_ref), or its mean over tokens for `length_norm = true`:
 
@@ -14,7 +16,7 @@ loss is log 2 and GC = ±β/2. Swapping a pair flips every sign.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -23,20 +25,23 @@ from torch.nn.functional import logsigmoid
 
 from pipeline.batch import Sequence, Tokens
 from pipeline.methods import Method, MethodConfig
+from pipeline.pairs import verified_pairs
 
 
 class Config(MethodConfig):
     """Settings of DPO.
 
     Attributes:
+        data: A log of verified "samples", or the data stage's preference "pairs".
         beta: Strength of the pull towards the reference, > 0.
         length_norm: Mean instead of sum of log-ratios.
-        pairs: Most pairs of one prompt.
+        pairs: Most pairs of one prompt, from samples.
         equal_length: Prefer pairs of nearly equal length, against length bias.
-        epochs: Passes over the pairs.
+        epochs: Passes over the pairs, from samples; elsewhere `steps` says how far to go.
     """
 
     kind: str = "dpo"
+    data: Literal["samples", "pairs"] = "samples"
     beta: float = Field(default=0.1, gt=0.0)
     length_norm: bool = False
     pairs: int = Field(default=1, ge=1)
@@ -47,29 +52,18 @@ class Config(MethodConfig):
 class Dpo(Method):
     """Prefer correct to incorrect samples of the same prompt."""
 
-    source = "samples"
     reference = True
     config: Config
+
+    def __init__(self, config: Config) -> None:
+        """Take the source that the config names."""
+        super().__init__(config)
+        self.source = config.data
 
     def select(self, sequences: list[Sequence], seed: int) -> list[list[Sequence]]:
         """Return pairs [correct, incorrect], in `epochs` seeded permutations."""
         rng = random.Random(f"{seed}/dpo")  # noqa: S311 - an order, not a secret
-        sides: dict[int, tuple[list[Sequence], list[Sequence]]] = defaultdict(lambda: ([], []))
-        for sequence in sequences:
-            if sequence.correct is not None:
-                sides[sequence.group][0 if sequence.correct else 1].append(sequence)
-        pairs: list[list[Sequence]] = []
-        for good, bad in sides.values():
-            rng.shuffle(good)
-            rng.shuffle(bad)
-            both = list(zip(good, bad, strict=False))
-            if self.config.equal_length:
-                everything = [(g, b) for g in good for b in bad]
-                both = sorted(
-                    everything, key=lambda p: abs(len(p[0].completion) - len(p[1].completion))
-                )
-            for chosen, rejected in both[: self.config.pairs]:
-                pairs.append([chosen.signed(+1), rejected.signed(-1)])
+        pairs = verified_pairs(sequences, rng, self.config.pairs, self.config.equal_length)
         order: list[list[Sequence]] = []
         for _ in range(self.config.epochs):
             rng.shuffle(pairs)

@@ -36,6 +36,7 @@ class OnlineRft(Method):
     """Imitate the policy's own correct samples."""
 
     source = "policy"
+    needs_verdicts = True
     config: Config
 
     def advantages(self, sequences: list[Sequence]) -> list[Sequence]:

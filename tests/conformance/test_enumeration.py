@@ -76,8 +76,12 @@ def test_the_enumeration_is_complete():
     assert float(probability(tokens, log_probs(table(0))).sum()) == pytest.approx(1.0, abs=1e-12)
 
 
+# Their variables are not log-probs of completions: pairs, and scores.
+OTHER = {"dpo", "reward_model", "process_reward_model"}
+
+
 @pytest.mark.parametrize("per_token", [True, False])
-@pytest.mark.parametrize("name", [n for n in plugin_names("pipeline.methods") if n != "dpo"])
+@pytest.mark.parametrize("name", [n for n in plugin_names("pipeline.methods") if n not in OTHER])
 def test_off_policy_the_coefficient_is_the_gradient_of_the_objective(name, per_token):
     """Behaviour policy, policy and reference all differ; clips bind on part of the tokens."""
     method = make(name)
@@ -90,6 +94,7 @@ def test_off_policy_the_coefficient_is_the_gradient_of_the_objective(name, per_t
     generator = torch.Generator().manual_seed(4)
     advantage = torch.randn(len(COMPLETIONS), dtype=torch.float64, generator=generator)
     tokens.advantage = advantage[tokens.sequence]
+    tokens.old_value = tokens.target = torch.zeros_like(tokens.weight)
     (expected,) = torch.autograd.grad(method.objective(tokens, log_probs(logits)), logits)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(
@@ -173,7 +178,51 @@ EXPECTED = [
 
 def test_every_method_that_samples_has_an_expected_gradient():
     sampling = {n for n in plugin_names("pipeline.methods") if make(n).source == "policy"}
-    assert {name for name, _, _ in EXPECTED} == sampling
+    with_critic = {n for n in sampling if make(n).critic != "none"}
+    assert {name for name, _, _ in EXPECTED} == sampling - with_critic
+    assert with_critic == {"ppo"}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_ppo_with_any_critic_follows_the_accuracy_minus_the_divergence(beta):
+    """λ = γ = 1: whatever V says of the states, it is a baseline and leaves no bias."""
+    method = make("ppo", beta=beta, lam=1.0, gamma=1.0, whiten=False, truncation="terminal")
+    logits, ref = table(5).requires_grad_(), table(6)
+    tokens = every_completion()
+    tokens.old_logp, tokens.ref_logp = log_probs(logits.detach()), log_probs(ref)
+    tokens.weight = probability(tokens, tokens.old_logp)[tokens.sequence]
+    generator = torch.Generator().manual_seed(8)
+    of_prefix = torch.randn(len(PREFIXES), dtype=torch.float64, generator=generator)
+    tokens.old_value = of_prefix[STATES]
+    tokens.end_value = torch.zeros_like(tokens.weight)
+    method.prepare(tokens)
+    found = gradient_of_coefficient(method, tokens, logits)
+    accuracy = probability(tokens, log_probs(logits))[CORRECT].sum()
+    kl = (reach(logits) * divergence(logits, ref)).sum()
+    (slope,) = torch.autograd.grad(accuracy - beta * kl, logits)
+    torch.testing.assert_close(found, slope, **TOLERANCE)
+
+
+def test_ppo_with_the_true_value_needs_no_more_than_one_step():
+    """λ = 0 looks one state ahead; with the true V that too is the exact gradient."""
+    method = make("ppo", lam=0.0, whiten=False, truncation="terminal")
+    logits = table(5).requires_grad_()
+    tokens = every_completion()
+    tokens.old_logp = log_probs(logits.detach())
+    chance = probability(tokens, tokens.old_logp)
+    tokens.weight = chance[tokens.sequence]
+    # V(prefix) = P(correct | prefix), summed over the completions that begin with it.
+    total, good = (torch.zeros(len(PREFIXES), dtype=torch.float64) for _ in range(2))
+    for o, p, c in zip(COMPLETIONS, chance, CORRECT, strict=True):
+        for t in range(len(o)):
+            total[ROW[o[:t]]] += p
+            good[ROW[o[:t]]] += p * c
+    tokens.old_value = (good / total)[STATES]
+    tokens.end_value = torch.zeros_like(tokens.weight)
+    method.prepare(tokens)
+    accuracy = probability(tokens, log_probs(logits))[CORRECT].sum()
+    (slope,) = torch.autograd.grad(accuracy, logits)
+    torch.testing.assert_close(gradient_of_coefficient(method, tokens, logits), slope, **TOLERANCE)
 
 
 @pytest.mark.parametrize(("name", "options", "factor"), EXPECTED)

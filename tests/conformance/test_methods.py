@@ -19,15 +19,18 @@ VARIANTS = {
     "dapo": [*SURROGATE, {"overlong_share": 0.0, "overlong_mask": True, "refill": 0}],
     "dpo": [{}, {"length_norm": True}, {"beta": 0.7}],
     "dr_grpo": SURROGATE,
-    "grpo": [*SURROGATE, {"beta": 0.0}, {"epsilon": 0.1}],
+    "grpo": [*SURROGATE, {"beta": 0.0}, {"epsilon": 0.1}, {"supervision": "process"}],
     "gspo": [*SURROGATE, {**WIDE, "beta": 0.3, "kl": "k1"}],
     "online_rft": [*NORMALISERS, {"denominator": "sampled"}],
+    "ppo": [*SURROGATE, {"dual_clip": 1.3}, {"value_clip": 0.0}, {"critic": "separate"}],
+    "process_reward_model": NORMALISERS,
     "reinforce": NORMALISERS,
+    "reward_model": [{}],
     "rft": [{}, {"denominator": "sampled"}],
     "rloo": SURROGATE,
     "sft": NORMALISERS,
 }
-CLIPPED = ["cispo", "dapo", "dr_grpo", "grpo", "gspo", "rloo"]
+CLIPPED = ["cispo", "dapo", "dr_grpo", "grpo", "gspo", "ppo", "rloo"]
 CASES = [(name, options) for name in NAMES for options in VARIANTS.get(name, [{}])]
 
 
@@ -39,12 +42,13 @@ def make(name: str, options: dict) -> Method:
     return method
 
 
-def random_step(seed: int) -> Tokens:
+def random_step(seed: int, name: str = "") -> Tokens:
     """Twelve sequences in pairs, with ratios on both sides of every clip edge."""
     generator = torch.Generator().manual_seed(seed)
     sequences = []
     for index in range(12):
         length = int(torch.randint(1, 7, (), generator=generator))
+        length = 1 if name == "reward_model" else length  # it reads one score an answer
         advantage = float(torch.randn((), generator=generator))
         mask = [True] * length
         sequences.append(
@@ -55,6 +59,7 @@ def random_step(seed: int) -> Tokens:
                 index // 2,
                 reward=1.0,
                 advantage=advantage,
+                steps=[(place, float((place + index) % 2)) for place in range(length)],
                 logprobs=[-1.0] * length,
                 sign=1 if index % 2 == 0 else -1,
             )
@@ -66,7 +71,7 @@ def random_step(seed: int) -> Tokens:
 @pytest.mark.parametrize("seed", range(8))
 def test_objective_and_coefficient_agree(name, options, seed):
     method = make(name, options)
-    tokens = random_step(seed)
+    tokens = random_step(seed, name)
     generator = torch.Generator().manual_seed(seed + 100)
 
     def noise(scale: float) -> torch.Tensor:
@@ -79,6 +84,30 @@ def test_objective_and_coefficient_agree(name, options, seed):
     tokens.weight = method.weights(tokens, max_tokens=8)
     (expected,) = torch.autograd.grad(method.objective(tokens, logp), logp)
     found = tokens.weight * method.gradient_coefficient(tokens, logp.detach())
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"value_clip": 0.0}, {"value_clip": 0.05}])
+@pytest.mark.parametrize("name", [n for n in NAMES if make(n, {}).critic != "none"])
+@pytest.mark.parametrize("seed", range(8))
+def test_value_loss_and_coefficient_agree(name, options, seed):
+    method = make(name, options)
+    tokens = random_step(seed)
+    generator = torch.Generator().manual_seed(seed + 200)
+
+    def noise(scale: float) -> torch.Tensor:
+        shape = tokens.weight.shape
+        return torch.randn(shape, dtype=torch.float64, generator=generator) * scale
+
+    value = noise(1.0).requires_grad_()
+    tokens.old_logp = tokens.ref_logp = noise(0.1)
+    # On both sides of the clip, and on both sides of the target.
+    tokens.old_value, tokens.end_value = value.detach() + noise(0.3), noise(1.0)
+    tokens.weight = method.weights(tokens, max_tokens=8)
+    method.prepare(tokens)
+    (expected,) = torch.autograd.grad(method.value_loss(tokens, value), value)
+    found = tokens.weight * method.value_coefficient(tokens, value.detach())
     assert expected.abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -135,8 +164,9 @@ def test_a_term_without_its_log_probs_is_an_error(name):
     tokens = random_step(0)
     logp = torch.zeros_like(tokens.weight)
     method = make(name, {"beta": 0.3})
-    with pytest.raises(ValueError, match="behaviour policy"):
-        method.gradient_coefficient(tokens, logp)
-    tokens.old_logp = logp
-    with pytest.raises(ValueError, match="reference"):
-        method.gradient_coefficient(tokens, logp)
+    # With a critic the KL stands in the reward, and `prepare` looks at both.
+    ask = method.prepare if method.critic != "none" else None
+    for match in ("behaviour policy", "reference"):
+        with pytest.raises(ValueError, match=match):
+            ask(tokens) if ask else method.gradient_coefficient(tokens, logp)
+        tokens.old_logp = logp

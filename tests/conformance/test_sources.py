@@ -32,32 +32,66 @@ ROWS = {
         {"question": "A car costs 1,500 coins. And two?", "answer": "It is 3000.\n#### 3,000"},
     ],
     "math": [
-        {"problem": "What is $1+1$?", "solution": "It is $\\boxed{2}$.", "level": "Level 1",
-         "type": "Algebra"},
-        {"problem": "What is half?", "solution": "So \\boxed{\\frac12} of it.", "level": "Level ?",
-         "type": "Algebra"},
+        {
+            "problem": "What is $1+1$?",
+            "solution": "It is $\\boxed{2}$.",
+            "level": "Level 1",
+            "type": "Algebra",
+        },
+        {
+            "problem": "What is half?",
+            "solution": "So \\boxed{\\frac12} of it.",
+            "level": "Level ?",
+            "type": "Algebra",
+        },
     ],
     "numina_math_cot": [
-        {"source": "cn_k12", "problem": "What is 2+2?", "solution": "It is $\\boxed{4}$.",
-         "messages": TURNS},
-        {"source": "olympiads", "problem": "What is 9/3?", "solution": "So \\boxed{3}, as said.",
-         "messages": TURNS},
+        {
+            "source": "cn_k12",
+            "problem": "What is 2+2?",
+            "solution": "It is $\\boxed{4}$.",
+            "messages": TURNS,
+        },
+        {
+            "source": "olympiads",
+            "problem": "What is 9/3?",
+            "solution": "So \\boxed{3}, as said.",
+            "messages": TURNS,
+        },
     ],
     "openmathinstruct2": [
-        {"problem": "What is 2+2?", "generated_solution": "So \\boxed{4}.", "expected_answer": "4",
-         "problem_source": "augmented_math"},
-        {"problem": "What is 2/4?", "generated_solution": "\\[ \\boxed{0.5} \\]",
-         "expected_answer": "\\frac{1}{2}", "problem_source": "math"},
+        {
+            "problem": "What is 2+2?",
+            "generated_solution": "So \\boxed{4}.",
+            "expected_answer": "4",
+            "problem_source": "augmented_math",
+        },
+        {
+            "problem": "What is 2/4?",
+            "generated_solution": "\\[ \\boxed{0.5} \\]",
+            "expected_answer": "\\frac{1}{2}",
+            "problem_source": "math",
+        },
     ],
     "metamathqa": [
-        {"type": "GSM_Rephrased", "query": "What are 2 and 2?", "original_question": "2+2?",
-         "response": "2+2=4.\n#### 4\nThe answer is: 4"},
-        {"type": "MATH_AnsAug", "query": "How far?", "original_question": "How far?",
-         "response": "It is $\\boxed{\\sqrt{5}}$ units.\nThe answer is: \\sqrt{5}"},
+        {
+            "type": "GSM_Rephrased",
+            "query": "What are 2 and 2?",
+            "original_question": "2+2?",
+            "response": "2+2=4.\n#### 4\nThe answer is: 4",
+        },
+        {
+            "type": "MATH_AnsAug",
+            "query": "How far?",
+            "original_question": "How far?",
+            "response": "It is $\\boxed{\\sqrt{5}}$ units.\nThe answer is: \\sqrt{5}",
+        },
     ],
     "orca_math": [
-        {"question": "Jo is in 5th place. How many are ahead?",
-         "answer": "In 5th place, then 4 people are ahead."},
+        {
+            "question": "Jo is in 5th place. How many are ahead?",
+            "answer": "In 5th place, then 4 people are ahead.",
+        },
         {"question": "What is 3 times 4?", "answer": "3 * 4 = 12.\nThe answer is 12."},
     ],
     "ultrachat": [
@@ -73,42 +107,96 @@ ROWS = {
         {"grade": 6, "question": "还剩多少？", "answer": "0.5", "reasoning_step": 1},
     ],
     "svamp": [
-        {"ID": "chal-1", "Body": "Each pack costs 76 dollars", "Question": "How much are two?",
-         "Equation": "( 76.0 * 2.0 )", "Answer": 152.0, "Type": "Multiplication"},
-        {"ID": "chal-2", "Body": "Dan had $ 4.", "Question": "How much is half?",
-         "Equation": "( 4.0 / 2.0 )", "Answer": "2", "Type": "Common-Division"},
+        {
+            "ID": "chal-1",
+            "Body": "Each pack costs 76 dollars",
+            "Question": "How much are two?",
+            "Equation": "( 76.0 * 2.0 )",
+            "Answer": 152.0,
+            "Type": "Multiplication",
+        },
+        {
+            "ID": "chal-2",
+            "Body": "Dan had $ 4.",
+            "Question": "How much is half?",
+            "Equation": "( 4.0 / 2.0 )",
+            "Answer": "2",
+            "Type": "Common-Division",
+        },
     ],
     "prm800k": [
-        {"labeler": "a", "question": {"problem": "2+2?", "ground_truth_answer": "4"}, "label": {
-            "steps": [
-                {"completions": [{"text": "2+2=5", "rating": -1}, {"text": "2+2=4", "rating": 1}],
-                 "human_completion": None, "chosen_completion": 1},
-                {"completions": None, "human_completion": {"text": "So 4."},
-                 "chosen_completion": None},
-            ]}},
-        {"labeler": "a", "question": {"problem": "2+3?", "ground_truth_answer": "5"}, "label": {
-            "steps": [{"completions": [{"text": "2+3=6", "rating": -1}], "human_completion": None,
-                       "chosen_completion": None}]}},
+        {
+            "labeler": "a",
+            "question": {"problem": "2+2?", "ground_truth_answer": "4"},
+            "label": {
+                "steps": [
+                    {
+                        "completions": [
+                            {"text": "2+2=5", "rating": -1},
+                            {"text": "2+2=4", "rating": 1},
+                        ],
+                        "human_completion": None,
+                        "chosen_completion": 1,
+                    },
+                    {
+                        "completions": None,
+                        "human_completion": {"text": "So 4."},
+                        "chosen_completion": None,
+                    },
+                ]
+            },
+        },
+        {
+            "labeler": "a",
+            "question": {"problem": "2+3?", "ground_truth_answer": "5"},
+            "label": {
+                "steps": [
+                    {
+                        "completions": [{"text": "2+3=6", "rating": -1}],
+                        "human_completion": None,
+                        "chosen_completion": None,
+                    }
+                ]
+            },
+        },
     ],
     "math_shepherd": [
-        {"input": "What is 2+2? Step 1: 2+2=4. ки\nStep 2: So 5. The answer is: 5 ки",
-         "label": "What is 2+2? Step 1: 2+2=4. +\nStep 2: So 5. The answer is: 5 -",
-         "task": "GSM8K"},
+        {
+            "input": "What is 2+2? Step 1: 2+2=4. ки\nStep 2: So 5. The answer is: 5 ки",
+            "label": "What is 2+2? Step 1: 2+2=4. +\nStep 2: So 5. The answer is: 5 -",
+            "task": "GSM8K",
+        },
         {"input": "Why? Step 1: Because. ки", "label": "Why? Step 1: Because. +", "task": "MATH"},
     ],
     "hh_rlhf": [
-        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.",
-         "rejected": "\n\nHuman: Hi\n\nAssistant: No."},
-        {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
-         "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e"},
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: No.",
+        },
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+            "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: e",
+        },
     ],
     "ultrafeedback": [
-        {"source": "s", "instruction": "Hi", "models": [], "correct_answers": [],
-         "incorrect_answers": [], "completions": [
-            {"response": "Hello.", "annotations": RATED},
-            {"response": "No.", "annotations": {"a": {"Rating": "1"}}}]},
-        {"prompt": "Hi", "chosen": TURNS, "rejected": [TURNS[0], {"content": "No.",
-         "role": "assistant"}], "score_chosen": 8.0, "score_rejected": 3.5},
+        {
+            "source": "s",
+            "instruction": "Hi",
+            "models": [],
+            "correct_answers": [],
+            "incorrect_answers": [],
+            "completions": [
+                {"response": "Hello.", "annotations": RATED},
+                {"response": "No.", "annotations": {"a": {"Rating": "1"}}},
+            ],
+        },
+        {
+            "prompt": "Hi",
+            "chosen": TURNS,
+            "rejected": [TURNS[0], {"content": "No.", "role": "assistant"}],
+            "score_chosen": 8.0,
+            "score_rejected": 3.5,
+        },
     ],
 }
 OWN = os.environ.get("BOXED_SOURCE")

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.model import load_model
 from pipeline.normaliser import token_weights
-from pipeline.policy import check_head, token_logprobs
+from pipeline.policy import check_head, logprobs_of
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def collect(model, sequences, micro_tokens, share, temperature=1.0):
     tokens = flatten(sequences, torch.float64)
     result = torch.zeros(len(tokens.weight), dtype=torch.float64)
     for micro in micro_batches(sequences, tokens, micro_tokens, share=share):
-        result[micro.token_index] = token_logprobs(model, micro.layout, temperature)[0].detach()
+        result[micro.token_index] = logprobs_of(model, micro.layout, temperature)[0].detach()
     return result
 
 
@@ -72,7 +72,7 @@ def gradient(model, sequences, kind, micro_tokens, share):
     generator = torch.Generator().manual_seed(2)
     coefficient = torch.randn(len(tokens.weight), dtype=torch.float64, generator=generator)
     for micro in micro_batches(sequences, tokens, micro_tokens, share=share):
-        logp, _ = token_logprobs(model, micro.layout)
+        logp = logprobs_of(model, micro.layout).logp
         (coefficient[micro.token_index] * micro.tokens.weight * logp).sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -110,8 +110,8 @@ def test_bfloat16_autocast_is_close_and_reaches_every_parameter(checkpoint):
     sequences = make_sequences(groups=3, size=2)
     tokens = flatten(sequences)
     (micro,) = micro_batches(sequences, tokens, 100000)
-    exact, _ = token_logprobs(model, micro.layout)
-    rounded, _ = token_logprobs(model, micro.layout, autocast=True)
+    exact = logprobs_of(model, micro.layout).logp
+    rounded = logprobs_of(model, micro.layout, autocast=True).logp
     assert rounded.dtype == torch.float32
     gap = (rounded.detach() - exact.detach()).abs().mean()
     assert 0 < float(gap) < 0.05 * float(exact.detach().abs().mean())

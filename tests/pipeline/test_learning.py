@@ -6,6 +6,10 @@ the probability of an even first token, read off the model: nothing about the ch
 
 from __future__ import annotations
 
+import math
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,11 +17,13 @@ from data_prep.config import validate
 from data_prep.plugins import load_plugin, plugin_names
 from pipeline.batch import Sequence, flatten
 from pipeline.config import TrainConfig
+from pipeline.critic import critic_of, load_scalar_model, value_head
 from pipeline.engines import Prompt, Sampling
 from pipeline.engines.embedded import Config as EngineConfig
 from pipeline.engines.embedded import EmbeddedEngine
 from pipeline.methods import create_method
 from pipeline.model import load_model
+from pipeline.pairs import verified_pairs
 from pipeline.train import Trainer
 
 from .small_run import small_run
@@ -26,11 +32,19 @@ PROMPTS = [Prompt(f"p{i}", (20 + i, 41, 62 - i)) for i in range(4)]
 MAX_TOKENS, STEPS, GROUP = 3, 12, 8
 OPTIONS = {
     "dapo": [{}, {"overlong_share": 0.0, "normaliser": "group_token"}],
-    "grpo": [{}, {"beta": 0.05, "kl": "k1"}, {"beta": 0.05, "kl": "k2"}],
+    "grpo": [
+        {},
+        {"beta": 0.05, "kl": "k1"},
+        {"beta": 0.05, "kl": "k2"},
+        {"supervision": "process"},
+    ],
     "gspo": [{"clip_low": 0.1, "clip_high": 0.1}],
+    "ppo": [{}, {"critic": "separate", "beta": 0.02}, {"entropy": 0.01, "kl": "k3"}],
     "online_rft": [{}, {"denominator": "sampled"}],
 }
-CASES = [(n, o) for n in plugin_names("pipeline.methods") for o in OPTIONS.get(n, [{}])]
+JUDGES = ("reward_model", "process_reward_model")
+POLICIES = [n for n in plugin_names("pipeline.methods") if n not in JUDGES]
+CASES = [(n, o) for n in POLICIES for o in OPTIONS.get(n, [{}])]
 
 
 @torch.no_grad()
@@ -50,12 +64,26 @@ def draw(engine: EmbeddedEngine, step: int, n: int = GROUP) -> list[Sequence]:
             number,
             reward=float(completion.token_ids[0] % 2 == 0),
             correct=completion.token_ids[0] % 2 == 0,
+            # The first token is a step of its own, the rest another that is always right.
+            steps=[(0, float(completion.token_ids[0] % 2 == 0))],
+            finish_reason=completion.finish_reason,
             logprobs=completion.logprobs,
             text=str(completion.token_ids),
         )
         for number, group in enumerate(engine.generate(PROMPTS, sampling))
         for completion in group.completions
     ]
+
+
+def trainer_of(checkpoint, run, config, method, model) -> Trainer:
+    dtype = str(model.dtype).removeprefix("torch.")
+    reference = load_model(checkpoint, dtype).requires_grad_(False) if method.reference else None
+    critic = None
+    if method.critic == "head":
+        critic = value_head(model)
+    elif method.critic == "separate":
+        critic = critic_of(load_scalar_model(checkpoint, dtype))
+    return Trainer(run, config, method, model, reference, critic)
 
 
 def learn(checkpoint, folder, name: str, options: dict, **changes) -> tuple[float, float]:
@@ -74,8 +102,7 @@ def learn(checkpoint, folder, name: str, options: dict, **changes) -> tuple[floa
     }
     config = validate(TrainConfig, table, name)
     model = load_model(checkpoint)
-    reference = load_model(checkpoint).requires_grad_(False) if method.reference else None
-    trainer = Trainer(run, config, method, model.train(), reference)
+    trainer = trainer_of(checkpoint, run, config, method, model.train())
     engine = EmbeddedEngine(EngineConfig(device="cpu"), checkpoint)
     before = mean_reward(model)
     fixed = draw(engine, 0, n=32)
@@ -120,6 +147,9 @@ def test_corrected_for_the_sampler_it_learns_too(checkpoint, tmp_path, kind):
 
 SPLIT = [
     *((n, {}) for n in plugin_names("pipeline.methods")),
+    ("ppo", {"beta": 0.1, "critic": "separate"}),
+    ("ppo", {"beta": 0.1, "entropy": 0.02, "kl": "k2"}),
+    ("grpo", {"supervision": "process"}),
     ("gspo", {"clip_low": 0.2, "clip_high": 0.2, "beta": 0.1, "kl": "k1"}),
     ("grpo", {"beta": 0.1, "kl": "k1", "normaliser": "group_token"}),
     ("dr_grpo", {"beta": 0.1, "kl": "k2"}),
@@ -133,32 +163,31 @@ SPLIT = [
         for name, options in SPLIT
         # A correction belongs to methods that sample; a stage refuses it for the others.
         for correction in (
-            ["off"] if name in ("sft", "rft", "dpo") else ["off", "token", "sequence"]
+            ["off"] if name in ("sft", "rft", "dpo", *JUDGES) else ["off", "token", "sequence"]
         )
     ],
 )
 def test_a_step_is_the_same_however_it_is_split(checkpoint, tmp_path, name, options, correction):
     """Ratios, returns to go and corrections of whole sequences, in passes of any size."""
     method = create_method(load_plugin("pipeline.methods", name).Config(kind=name, **options))
-    model = load_model(checkpoint, "float64")
-    reference = load_model(checkpoint, "float64") if method.reference else None
-    if reference is not None:
+    judge = method.trains == "scores"
+    load = load_scalar_model if judge else load_model
+    model = load(checkpoint, "float64")
+    if judge:
         with torch.no_grad():
-            for parameter in reference.parameters():
-                parameter.mul_(0.9)
+            model.score.weight.normal_(generator=torch.Generator().manual_seed(5))
     engine = EmbeddedEngine(EngineConfig(device="cpu"), checkpoint)
     sequences = draw(engine, 0)
     if method.source == "policy":
         sequences = method.advantages(sequences)
+    elif judge:
+        units = verified_pairs(sequences, random.Random(0), 4)
+        sequences = [method.mark(s.in_group(g)) for g, unit in enumerate(units) for s in unit]
+        if name == "process_reward_model":
+            sequences = [replace(s, mask=[True] + [False] * (len(s.mask) - 1)) for s in sequences]
     elif method.source == "samples":
         units = method.select(sequences, 0)
         sequences = [s.in_group(g) for g, unit in enumerate(units) for s in unit]
-    tokens = flatten(sequences, torch.float64)
-    tokens.weight = method.weights(tokens, MAX_TOKENS)
-    generator = torch.Generator().manual_seed(2)
-    noise = torch.randn(len(tokens.weight), dtype=torch.float64, generator=generator)
-    # A sampler and a behaviour policy that are both some way off.
-    tokens.old_logp = tokens.sampler_logp + 0.1 * noise
     gradients = []
     for micro_tokens in (1, 30, 100_000):
         table = {
@@ -168,9 +197,54 @@ def test_a_step_is_the_same_however_it_is_split(checkpoint, tmp_path, name, opti
             "correction": {"kind": correction},
         }
         config = validate(TrainConfig, table, name)
-        trainer = Trainer(small_run(tmp_path), config, method, model, reference)
+        trainer = trainer_of(checkpoint, small_run(tmp_path), config, method, model)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in trainer.reference.parameters() if trainer.reference else ():
+                parameter.mul_(0.9)
+            if trainer.critic is not None:
+                trainer.critic.head.weight.normal_(generator=generator)
+        tokens = flatten(sequences, torch.float64)
+        tokens.weight = method.weights(tokens, MAX_TOKENS)
+        if trainer.critic is not None:
+            trainer._observe(sequences, tokens)
+            method.prepare(tokens)
+        noise = torch.randn(len(tokens.weight), dtype=torch.float64, generator=generator)
+        # A sampler and a behaviour policy that are both some way off.
+        tokens.old_logp = tokens.sampler_logp + 0.1 * noise
         trainer._accumulate(sequences, tokens)
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        found = [p.grad.flatten() for m in trainer.trained.values() for p in m.parameters()]
+        gradients.append(torch.cat(found))
     assert gradients[0].abs().max() > 1e-4
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_learns_what_is_right(checkpoint, tmp_path, name):
+    """Held-out samples: pairs are ranked right, and first tokens judged, far better than chance."""
+    method = create_method(load_plugin("pipeline.methods", name).Config(kind=name))
+    table = {
+        "name": name,
+        "method": {"kind": name},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant"},
+    }
+    config = validate(TrainConfig, table, name)
+    trainer = Trainer(small_run(tmp_path), config, method, load_scalar_model(checkpoint))
+    engine = EmbeddedEngine(EngineConfig(device="cpu"), checkpoint)
+
+    def batch(step: int) -> list[Sequence]:
+        samples = draw(engine, step, n=16)
+        if name == "process_reward_model":
+            return [replace(s, mask=[True] + [False] * (len(s.mask) - 1)) for s in samples]
+        units = verified_pairs(samples, random.Random(step), 8)
+        return [method.mark(s.in_group(g)) for g, unit in enumerate(units) for s in unit]
+
+    held_out = batch(100)
+    before = trainer.held_out(held_out)
+    for step in range(40):
+        trainer.update(batch(step), step, 40)
+    after = trainer.held_out(held_out)
+    assert before["validation_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert after["validation_loss"] < before["validation_loss"] - 0.1
+    assert after["validation_accuracy"] > 0.75

@@ -11,7 +11,6 @@ from pipeline.advantage import centred, leave_one_out, normalised
 from pipeline.batch import Sequence, Tokens, flatten
 from pipeline.correction import CorrectionConfig, gap_figures, importance
 from pipeline.divergence import estimate
-from pipeline.engines import Completion
 from pipeline.methods import (
     cispo,
     dapo,
@@ -304,17 +303,15 @@ def test_the_overlong_penalty_sets_in_softly(length, penalty):
 
 
 def test_dapo_rewards():
-    def reward(outcome: str, length: int, reason: str = "stop", **options) -> float | None:
-        completion = Completion([1] * length, [0.0] * length, "", reason, 0)  # type: ignore[arg-type]
-        method = dapo.create(dapo.Config(**options))
-        return method.reward(Verdict(Outcome(outcome)), completion, 100)
+    def reward(base: float, length: int, reason: str = "stop", **options) -> float | None:
+        own = Sequence([1], [1] * length, [True] * length, 0, finish_reason=reason)
+        return dapo.create(dapo.Config(**options)).shape(base, own, 100)
 
-    assert reward("correct", 90) == pytest.approx(0.5)
-    assert reward("incorrect", 100, "length") == pytest.approx(-1.0)
-    assert reward("correct", 90, overlong_share=0.0) == 1.0
-    assert reward("timeout", 5) is None
-    assert reward("incorrect", 100, "length", overlong_mask=True) is None
-    assert reward("incorrect", 100, overlong_mask=True) == pytest.approx(-1.0)
+    assert reward(1.0, 90) == pytest.approx(0.5)
+    assert reward(0.0, 100, "length") == pytest.approx(-1.0)
+    assert reward(1.0, 90, overlong_share=0.0) == 1.0
+    assert reward(0.0, 100, "length", overlong_mask=True) is None
+    assert reward(0.0, 100, overlong_mask=True) == pytest.approx(-1.0)
 
 
 def test_dapo_uses_prompts_of_mixed_accuracy_whatever_the_lengths():

@@ -11,6 +11,7 @@ from data_prep.schema import Problem
 from pipeline.engines import Completion, Group, Prompt, Sampling
 from pipeline.methods import dapo, grpo
 from pipeline.records import rollout_figures
+from pipeline.reward import RewardConfig, RewardMaker
 from pipeline.rollout import Rollouts
 from verifiers import Outcome, Verdict
 
@@ -59,6 +60,7 @@ def rollouts(folder: Path, correct: list[int], method, batch: int, **engine) -> 
         prompts,
         Engine(correct, **engine),  # type: ignore[arg-type]
         Pool(),  # type: ignore[arg-type]
+        RewardMaker(RewardConfig(), str),
         method,
         Sampling(n=4, seed=3, max_tokens=10),
         batch,

@@ -13,17 +13,20 @@ from safetensors.torch import load_file
 from data_prep.build import build
 from data_prep.config import validate
 from data_prep.errors import UserError
+from data_prep.formatting import load_formatter
 from data_prep.jsonl import read_rows, write_rows
+from data_prep.judged import tokenise_judged, write_judged
 from data_prep.plugins import plugin_names
+from data_prep.schema import LabelledSteps, Preference
 from pipeline import generate as generate_module
 from pipeline import rollout as rollout_module
 from pipeline import train as train_module
 from pipeline.config import RunConfig, SamplingConfig, TrainConfig
 from pipeline.fixed import read_log
 from pipeline.generate import generate
-from pipeline.model import load_tokenizer
+from pipeline.model import load_model, load_tokenizer
 from pipeline.samples import read_samples
-from pipeline.state import load_state
+from pipeline.state import Part, load_state
 from pipeline.train import train
 from pipeline.verify import verify
 
@@ -38,12 +41,57 @@ ONLINE = {
     "gspo": {"updates": 2, "clip_low": 0.01, "clip_high": 0.01},
     "cispo": {"updates": 2, "beta": 0.05, "kl": "k2"},
     "dapo": {"updates": 2, "refill": 3},
+    "ppo": {"beta": 0.05, "entropy": 0.01},
+}
+# Further stages, by name: what they change of another stage of the small run.
+FURTHER = {
+    "critic": ("grpo", {"method": {"kind": "ppo", "critic": "separate", "critic_init": "judge"}}),
+    "process": (
+        "grpo",
+        {
+            "method": {"kind": "grpo", "supervision": "process", "updates": 2},
+            "reward": {"process": "steps", "format": 0.1, "length": 0.05},
+        },
+    ),
+    "process_model": (
+        "grpo",
+        {
+            "method": {"kind": "ppo", "kl": "k3", "beta": 0.02},
+            "reward": {"process": "model", "process_init": "step_judge", "false_accept": 0.1},
+        },
+    ),
+    "iterative": (
+        "grpo",
+        {
+            "steps": 7,
+            "iterations": 3,
+            "save_every": 1,
+            "validate_every": 3,
+            "reward": {"rule": 0.5, "model": 1.0, "model_init": "judge", "retrain": 2},
+        },
+    ),
+    "judge": ("dpo", {"method": {"kind": "reward_model", "data": "samples"}}),
+    "pair_judge": ("dpo", {"method": {"kind": "reward_model"}, "validate_every": 2}),
+    "step_judge": ("dpo", {"method": {"kind": "process_reward_model"}, "validate_every": 2}),
+    "human_dpo": ("dpo", {"method": {"kind": "dpo", "data": "pairs"}, "validate_every": 2}),
+    "rlhf": (
+        "grpo",
+        {
+            "method": {"kind": "ppo", "beta": 0.05, "critic": "separate"},
+            "prompts": "preferences",
+            "reward": {"rule": 0.0, "model": 1.0, "model_init": "judge"},
+        },
+    ),
 }
 
 
 def stage(run: RunConfig, name: str, **changes):
     """Return a training stage of the small run, or one made of its grpo stage."""
     found = next((s for s in run.train if s.name == name), None)
+    if name in FURTHER:
+        of, own = FURTHER[name]
+        base = stage(run, of)
+        return validate(TrainConfig, {**base.model_dump(), "name": name, **own, **changes}, name)
     if found is None:
         grpo = next(s for s in run.train if s.name == "grpo")
         changes = {"name": name, "method": {"kind": name, **ONLINE[name]}, **changes}
@@ -58,18 +106,39 @@ def base(tmp_path_factory) -> Path:
     run = small_run(folder)
     out = Path(run.out)
     build(run.data, out, run.seed)
+    judged_data(out)
     train(run, stage(run, "sft"))
     assert run.generate is not None
     generate(run, run.generate)
     verify(run, run.verify)
+    for name in ("judge", "step_judge"):
+        train(with_stages(run), stage(run, name))
     return folder
+
+
+def judged_data(out: Path) -> None:
+    """Put preference pairs and labelled steps beside the problems of the data stage."""
+    formatter = load_formatter(load_tokenizer(out / "data" / "tokenizer"), "embedded")
+    items: list[Preference | LabelledSteps] = []
+    for i in range(12):
+        split = "train" if i < 8 else "validation"
+        words = f"{i}+{i}={2 * i}", f"{i}+{i}={i}"
+        items.append(Preference(f"p{i}", (("user", f"Compute {i}+{i}."),), *words, "hand", split))
+        items.append(LabelledSteps(f"s{i}", f"Compute {i}+{i}.", words, (1, -1), "hand", split))
+    tables, _ = tokenise_judged(formatter, items, 96, "fail")
+    write_judged(out / "data", tables)
+
+
+def with_stages(run: RunConfig) -> RunConfig:
+    """Return the run with the further stages in it, so that one may name another."""
+    return run.model_copy(update={"train": (*run.train, *(stage(run, name) for name in FURTHER))})
 
 
 @pytest.fixture
 def run(base, tmp_path) -> RunConfig:
     """A copy of the base run that a test may change."""
     shutil.copytree(base / "run", tmp_path / "run")
-    return small_run(tmp_path)
+    return with_stages(small_run(tmp_path))
 
 
 def weights(folder: Path) -> bytes:
@@ -92,10 +161,9 @@ def interrupt_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(train_module.Records, "write", write)
 
 
-@pytest.mark.parametrize("name", ["sft", "rft", "dpo", "grpo", *ONLINE])
+@pytest.mark.parametrize("name", ["sft", "rft", "dpo", "grpo", *ONLINE, *FURTHER])
 def test_an_interrupted_training_ends_bit_for_bit_the_same(run, monkeypatch, tmp_path, name):
-    if name == "sft":
-        shutil.rmtree(Path(run.out) / "sft")
+    shutil.rmtree(Path(run.out) / name, ignore_errors=True)
     config = stage(run, name)
     whole = tmp_path / "whole"
     shutil.copytree(run.out, whole)
@@ -116,7 +184,8 @@ def test_an_interrupted_training_ends_bit_for_bit_the_same(run, monkeypatch, tmp
 
 
 def test_every_method_is_resumed_somewhere():
-    assert set(plugin_names("pipeline.methods")) == {"sft", "rft", "dpo", "grpo", *ONLINE}
+    kinds = {own["method"]["kind"] for _, own in FURTHER.values() if "method" in own}
+    assert set(plugin_names("pipeline.methods")) == {"sft", "rft", *ONLINE} | kinds
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(run, monkeypatch):
@@ -149,12 +218,7 @@ def test_when_every_state_is_damaged_it_says_so(run, monkeypatch):
 
 
 def test_no_state_is_step_zero(tmp_path, checkpoint):
-    from pipeline.config import OptimizerConfig
-    from pipeline.model import load_model
-    from pipeline.optimizer import build_optimizer
-
-    model = load_model(checkpoint)
-    assert load_state(tmp_path, model, build_optimizer(model, OptimizerConfig())) == 0
+    assert load_state(tmp_path, {"model": Part(load_model(checkpoint))}) == 0
 
 
 def test_complete_stages_are_skipped_and_changed_ones_made_again(run, monkeypatch):

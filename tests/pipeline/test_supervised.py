@@ -16,7 +16,7 @@ from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.fixed import Rows
 from pipeline.methods.sft import Config, create
 from pipeline.model import load_model
-from pipeline.policy import token_logprobs
+from pipeline.policy import logprobs_of
 
 LENGTHS = [23, 9, 14, 31, 7, 18, 5, 26, 11]
 CAPACITY = 40
@@ -69,7 +69,7 @@ def packed_gradient(model: Any, sequences: list[Sequence], micro_tokens: int) ->
     tokens.weight = method.weights(tokens, 64)
     loss = torch.zeros((), dtype=torch.float64)
     for micro in micro_batches(sequences, tokens, micro_tokens):
-        logp, _ = token_logprobs(model, micro.layout, 1.0, False)
+        logp = logprobs_of(model, micro.layout).logp
         coefficient = method.gradient_coefficient(micro.tokens, logp.detach())
         loss = loss - (coefficient * micro.tokens.weight * logp).sum()
     return gradient(model, loss)
@@ -80,8 +80,9 @@ def alone_gradient(model: Any, drawn: Drawn) -> torch.Tensor:
     total, count = torch.zeros((), dtype=torch.float64), 0
     for ids, mask in zip(drawn.ids, drawn.masks, strict=True):
         tokens = torch.from_numpy(ids.astype(np.int64))[None]
-        losses = cross_entropy(model(input_ids=tokens).logits[0, :-1], tokens[0, 1:],
-                               reduction="none")
+        losses = cross_entropy(
+            model(input_ids=tokens).logits[0, :-1], tokens[0, 1:], reduction="none"
+        )
         kept = torch.from_numpy(mask[1:].astype(np.float64))
         total, count = total + (losses * kept).sum(), count + int(mask[1:].sum())
     return gradient(model, total / count)
@@ -119,8 +120,9 @@ def test_a_batch_is_the_documents_of_its_sequences(stage, drawn):
     assert rows.longest == max(LENGTHS)
     whole = rows.take(0, len(rows))
     assert sorted(len(s.prompt) + len(s.completion) for s in whole) == sorted(LENGTHS)
-    texts = {tuple(ids.tolist()): mask.tolist() for ids, mask in zip(drawn.ids, drawn.masks,
-                                                                    strict=True)}
+    texts = {
+        tuple(ids.tolist()): mask.tolist() for ids, mask in zip(drawn.ids, drawn.masks, strict=True)
+    }
     for sequence in whole:
         mask = texts[tuple(sequence.prompt + sequence.completion)]
         assert [0] * len(sequence.prompt) + [int(m) for m in sequence.mask] == mask

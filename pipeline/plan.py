@@ -1,0 +1,216 @@
+"""What a training stage depends on, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.jsonl import write_rows
+from pipeline.batch import Sequence
+from pipeline.config import RunConfig, TrainConfig
+from pipeline.generate import checkpoint_of
+from pipeline.methods import Method
+
+
+def init_of(run: RunConfig, config: TrainConfig) -> str | Path:
+    """Return what a stage starts from: the run's model, or a checkpoint."""
+    return run.model.path if config.init == "model" else checkpoint_of(run, config.init)
+
+
+def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None:
+    """Refuse what cannot work, would be ignored, or would bias the gradient without a word.
+
+    Raises:
+        UserError: Before anything is loaded.
+    """
+    where = f"stage {config.name!r}, key"
+    if method.source != "rows" and config.init == "model" and not run.model.path:
+        raise UserError(
+            f"{where} 'init'", "a model with random weights", "a trained model", 'set init = "sft"'
+        )
+    if method.source == "policy" and not config.steps:
+        raise UserError(
+            f"{where} 'steps'",
+            "0 with a method that samples",
+            "a number of steps",
+            "set `steps`",
+        )
+    if method.source != "policy":
+        plain = TrainConfig(name=config.name, method=config.method)
+        for key in (
+            "correction",
+            "staleness",
+            "reward",
+            "iterations",
+            "prompts",
+            "allow_truncated_sampling",
+        ):
+            if (found := getattr(config, key)) != getattr(plain, key):
+                raise UserError(
+                    f"{where} {key!r}",
+                    f"{_short(found)} for {config.method.kind!r}, which does not sample",
+                    "nothing: no sample is drawn that it could be for",
+                    "remove the key, or train a method that samples",
+                )
+        return
+    _refuse_rewards(where, config, method)
+    if config.iterations > 1 and not (method.reference or config.reward.retrain):
+        raise UserError(
+            f"{where} 'iterations'",
+            f"{config.iterations} with neither a reference nor a reward model that is trained on",
+            "something that changes from one iteration to the next",
+            "set method.beta or reward.retrain, or remove the key",
+        )
+    if config.iterations > 1 and config.iterations > config.steps:
+        raise UserError(
+            f"{where} 'iterations'",
+            f"{config.iterations} in {config.steps} steps",
+            "at least a step each",
+            "lower iterations, or raise steps",
+        )
+    sampling = run.sampling
+    if sampling.repetition_penalty != 1.0:
+        raise UserError(
+            f"stage {config.name!r}: [sampling], key 'repetition_penalty'",
+            f"{sampling.repetition_penalty} while training",
+            "1: the trainer does not know the penalised distribution, so every ratio is wrong",
+            "remove the key; evaluation may set one of its own",
+        )
+    if config.staleness and config.correction.kind == "off":
+        raise UserError(
+            f"{where} 'staleness'",
+            f"{config.staleness} without a correction: the samples are of an older policy, and "
+            "nothing weighs them by how probable they are now",
+            "correction.kind of 'token' or 'sequence'",
+            'add correction = { kind = "token" }, or set staleness = 0',
+        )
+    for key in ("validate_every", "reward.retrain"):
+        asked = config.reward.retrain if key == "reward.retrain" else config.validate_every
+        if config.staleness and asked:
+            raise UserError(
+                f"{where} {key!r}",
+                f"{asked} with staleness = {config.staleness}",
+                "staleness = 0: what it needs is at work on the next batch",
+                "remove one of the two",
+            )
+    if truncated_sampling(run) and not config.allow_truncated_sampling:
+        raise UserError(
+            f"{where} 'allow_truncated_sampling'",
+            f"top_p = {sampling.top_p}, top_k = {sampling.top_k}, min_p = {sampling.min_p} "
+            "while training",
+            "samples of the whole distribution: truncation biases every ratio",
+            "set top_p = 1, top_k = 0 and min_p = 0 under [sampling], or "
+            "allow_truncated_sampling = true",
+        )
+
+
+def truncated_sampling(run: RunConfig) -> bool:
+    """Return whether sampling leaves out part of the distribution."""
+    sampling = run.sampling
+    return sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
+
+
+def _refuse_rewards(where: str, config: TrainConfig, method: Method) -> None:
+    reward = config.reward
+    if config.prompts == "preferences" and method.needs_verdicts | bool(reward.rule):
+        raise UserError(
+            f"{where} 'prompts'",
+            "prompts of preference pairs, which have no gold answer, for a reward by the verdict",
+            "a reward model's score alone",
+            "set reward = { rule = 0, model = 1, model_init = … } and a method without verdicts",
+        )
+    if (reward.process != "none") != method.takes_steps:
+        asked = "rewards of steps" if reward.process != "none" else "no rewards of steps"
+        hint = (
+            "set method.supervision = 'process' (grpo), or train ppo, or remove reward.process"
+            if reward.process != "none"
+            else "set reward.process, or method.supervision = 'outcome'"
+        )
+        if not (method.takes_steps and method.takes_outcomes):
+            raise UserError(
+                f"{where} 'reward.process'",
+                f"{asked} for {config.method.kind!r} as it is configured",
+                "what the method looks at",
+                hint,
+            )
+    if reward.retrain and config.iterations == 1:
+        raise UserError(
+            f"{where} 'reward.retrain'",
+            "1 iteration",
+            "several: the reward model is trained on between them",
+            "set iterations",
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:
+    """Return what decides this stage's result, beside its inputs."""
+    settings: dict[str, Any] = {
+        "train": config.model_dump(mode="json", exclude={"save_every", "agreement"}),
+        "seed": run.seed,
+        "dtype": run.model.dtype,
+    }
+    if config.init == "model":
+        settings["model"] = run.model.model_dump(mode="json")
+    if method.source in ("samples", "policy"):
+        settings["sampling"] = run.sampling.model_dump(mode="json")
+    if method.source == "policy":
+        settings["engine"] = run.engine.model_dump(mode="json")
+        settings["verify"] = run.verify.model_dump(mode="json", exclude={"workers"})
+    return settings
+
+
+def models_of(config: TrainConfig, method: Method) -> dict[str, str]:
+    """Return the models that a stage loads beside the one it starts from, by their key."""
+    found = {
+        "reward.model_init": config.reward.model_init,
+        "reward.process_init": config.reward.process_init,
+        "method.critic_init": method.critic_init,
+    }
+    return {key: name for key, name in found.items() if name}
+
+
+def inputs_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, str | Path]:
+    """Return the folders that a stage reads."""
+    out = Path(run.out)
+    inputs: dict[str, str | Path] = {"data": out / "data"}
+    for key, name in {"init": config.init, **models_of(config, method)}.items():
+        if any(stage.name == name for stage in run.train):
+            inputs[key] = out / name
+        else:
+            given = Path(init_of(run, config) if key == "init" else name)
+            if given.is_dir() and str(given) != ".":
+                inputs[key] = given
+    if method.source == "samples":
+        inputs |= {"generate": out / "generate", "verify": out / "verify"}
+    return inputs
+
+
+def non_finite(error: FloatingPointError, sequences: list[Sequence], folder: Path) -> UserError:
+    """Keep the batch that broke the step, and say where it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "batch.jsonl"
+    write_rows(
+        path,
+        (
+            {
+                "prompt": s.prompt,
+                "completion": s.completion,
+                "reward": s.reward,
+                "advantage": s.advantage,
+                "text": s.text,
+            }
+            for s in sequences
+        ),
+    )
+    return UserError(
+        str(error),
+        f"the batch is kept in {path}",
+        "finite numbers",
+        "look at the batch, or lower the learning rate; the command goes on from the last state",
+    )
