@@ -31,7 +31,6 @@ from data_prep.reading import Rejected, Stretch, convert, read_stretch
 from data_prep.rows import messages_of
 from data_prep.schema import Chat, Item, Problem
 
-EXAMPLES = 3
 SCHEMA = pa.schema(
     [
         ("number", pa.int64()),
@@ -103,11 +102,9 @@ class Converter:
         candidates = self._candidates(task, reasons, findings)
         kept, rows = self._tokenise(candidates, reasons)
         self._write(task, kept, rows)
-        examples = self._examples(kept)
         write_json(
             task.folder / f"{task.name}.json",
-            {"rows": len(kept), "reasons": dict(sorted(reasons.items())), "findings": findings,
-             "examples": examples},
+            {"rows": len(kept), "reasons": dict(sorted(reasons.items())), "findings": findings},
         )
 
     def _candidates(
@@ -223,11 +220,6 @@ class Converter:
             file, SCHEMA
         ) as writer:
             writer.write_table(table)
-
-    def _examples(self, kept: Sequence[Candidate]) -> list[list[list[str]]]:
-        return [
-            [[m["role"], m["content"]] for m in candidate.messages] for candidate in kept[:EXAMPLES]
-        ]
 
 
 def conversation_of(item: Item) -> tuple[list[Message], str]:

@@ -23,7 +23,13 @@ from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from data_prep.errors import UserError
-from data_prep.tokenizer import TokenizerConfig, equip, load_tokenizer, train_tokenizer
+from data_prep.tokenizer import (
+    TokenizerConfig,
+    control_tokens,
+    equip,
+    load_tokenizer,
+    train_tokenizer,
+)
 from data_prep.words import word_encoder
 from prompts import Profile, PromptError, load_layout, load_profile
 
@@ -67,10 +73,7 @@ class Formatter:
         self._plain.encode_special_tokens = True
         self._plain.no_padding()
         self._plain.no_truncation()
-        self._control: dict[str, int] = {
-            token.content: number
-            for number, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        self._control = {text: number for number, text in control_tokens(tokenizer).items()}
         # Longest first, so that a token that starts like another is found whole.
         names = sorted(self._control, key=lambda name: (-len(name), name))
         self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")

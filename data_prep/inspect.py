@@ -17,7 +17,7 @@ from typing import Any
 
 from data_prep.errors import UserError, command
 from data_prep.loader import Sequences
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import control_tokens, load_tokenizer
 
 GREEN, RED, DIM, OFF = "\x1b[42;30m", "\x1b[31;1m", "\x1b[2m", "\x1b[0m"
 
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     if options.plain or not sys.stdout.isatty():
         print(lines(ids, mask, texts))
     else:
-        control = set(tokenizer.all_special_ids)
+        control = control_tokens(tokenizer)
         print(coloured(texts, mask, [token in control for token in ids]))
 
 

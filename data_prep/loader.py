@@ -72,6 +72,11 @@ class Sequences:
         shard, row = self._find(index)
         return shard.documents(row)
 
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order of the configuration."""
+        return self._shards[0].names
+
     def origins(self, index: int) -> list[tuple[str, int]]:
         """Return of each document of a sequence its source, and its row's number there."""
         shard, row = self._find(index)
@@ -248,7 +253,7 @@ class _Shard:
         if version != shards.VERSION:
             raise UserError(str(path), f"schema version {version}", f"version {shards.VERSION}",
                             "remove the stage's folder and build again")
-        self._names: list[str] = json.loads(metadata[b"sources"])
+        self.names: list[str] = json.loads(metadata[b"sources"])
         self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name in shards.SCHEMA.names:
             lists = table[name].combine_chunks()
@@ -269,7 +274,7 @@ class _Shard:
 
     def origins(self, row: int) -> list[tuple[str, int]]:
         sources, numbers = self._row("source", row).tolist(), self._row("number", row).tolist()
-        return [(self._names[s], number) for s, number in zip(sources, numbers, strict=True)]
+        return [(self.names[s], number) for s, number in zip(sources, numbers, strict=True)]
 
     def lengths(self) -> np.ndarray:
         return np.diff(self._columns["input_ids"][0])

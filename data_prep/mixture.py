@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.candidates import load_candidates, token_offsets
 from data_prep.chunk import Task
 from data_prep.command_line import run_stage
@@ -82,30 +84,40 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
     )
     selected = time.monotonic()
     offsets = token_offsets(candidates, len(tasks))
+    tokens = TokenFiles(folder / "chunks")
+
+    def documents(rows: np.ndarray) -> list[Document]:
+        return [
+            Document(*found) for found in zip(
+                (tasks[chunk].name for chunk in candidates.chunk[rows].tolist()),
+                offsets[rows].tolist(), candidates.length[rows].tolist(),
+                candidates.source[rows].tolist(), candidates.number[rows].tolist(), strict=True,
+            )
+        ]
+
     packing = {}
     for split, rows in (("train", selection.train), ("validation", selection.validation)):
         lengths = candidates.length[rows]
         sequences = training_sequences(lengths, config.max_length, config.packing, seed)
         filled = efficiency(lengths, len(sequences), config.max_length)
         packing[split] = {"sequences": len(sequences), "efficiency": round(filled, 6)}
-        documents = [
-            Document(*found) for found in zip(
-                (tasks[chunk].name for chunk in candidates.chunk[rows].tolist()),
-                offsets[rows].tolist(), lengths.tolist(), candidates.source[rows].tolist(),
-                candidates.number[rows].tolist(), strict=True,
-            )
-        ]
-        tokens = TokenFiles(folder / "chunks")
         write_shards(
-            folder, split, documents, sequences, tokens, names, config.shard_sequences,
+            folder, split, documents(rows), sequences, tokens, names, config.shard_sequences,
             config.workers,
         )
-        tokens.close()
+    tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
+
+    def text_of(row: int) -> str:
+        ids, _ = tokens.read(documents(np.array([row]))[0])
+        text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text.partition(profile.system)[2].strip() or text
+
     figures = mixture_figures(
-        config, names, candidates, selection, reports, packing, _pools(config, tasks)
+        config, names, candidates, selection, reports, packing, _pools(config, tasks), text_of
     )
+    tokens.close()
     write_json(folder / "statistics.json", figures)
-    write_page(folder, figures, names, load_tokenizer(str(folder / "tokenizer")))
+    write_page(folder, figures, tokenizer)
     timing = _timing(figures, started, converted, selected)
     write_json(folder / "timing.json", timing)
     shutil.rmtree(folder / "chunks")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from data_prep.mixture_config import MixtureConfig
 from data_prep.selection import Selection
 
 BUCKETS = 32
-EXAMPLES = 10
+# Pairs of near-duplicates, and characters of each text.
+EXAMPLES, SHOWN = 10, 400
 FINDINGS = 50
 
 
 def mixture_figures(
     config: MixtureConfig, names: Sequence[str], candidates: Candidates, selection: Selection,
     reports: Sequence[dict[str, Any]], packing: dict[str, Any], raw: Sequence[int],
+    text_of: Callable[[int], str],
 ) -> dict[str, Any]:
     """Return every figure of a mixture.
 
@@ -32,6 +34,7 @@ def mixture_figures(
         reports: What each chunk left out and found, in order.
         packing: Sequences and efficiency by split.
         raw: Raw rows of each source.
+        text_of: Returns the text of a candidate.
     """
     mixture = np.concatenate([selection.train, selection.validation])
     splits = {"train": selection.train, "validation": selection.validation}
@@ -44,14 +47,15 @@ def mixture_figures(
         "sources": _sources(names, candidates, selection, reports, mixture, raw),
         "duplicates": selection.duplicates,
         "near_duplicates": [
-            {"dropped": _name(names, candidates, row), "kept": _name(names, candidates, first)}
-            for row, first in selection.pairs[:FINDINGS]
+            {"dropped": _name(names, candidates, row), "kept": _name(names, candidates, first),
+             "dropped_text": text_of(row)[:SHOWN], "kept_text": text_of(first)[:SHOWN]}
+            for row, first in selection.pairs[:EXAMPLES]
         ],
         "length": length_figures(candidates.length[mixture]),
-        "histogram": _histogram(candidates.length[mixture], config.max_length),
+        "histogram": _histogram(names, candidates.length[mixture], candidates.source[mixture]),
         "packing": packing,
         "findings": _findings(reports),
-        "examples": _examples(reports),
+        "suites": [suite.name for suite in config.suites],
         "max_length": config.max_length,
     }
 
@@ -92,9 +96,21 @@ def _name(names: Sequence[str], candidates: Candidates, row: int) -> str:
     return f"{names[candidates.source[row]]}, row {int(candidates.number[row]) + 1}"
 
 
-def _histogram(lengths: np.ndarray, longest: int) -> dict[str, list[int]]:
-    counts, edges = np.histogram(lengths, bins=BUCKETS, range=(0, longest))
-    return {"edges": [round(edge) for edge in edges.tolist()], "counts": counts.tolist()}
+def _histogram(
+    names: Sequence[str], lengths: np.ndarray, sources: np.ndarray
+) -> dict[str, Any]:
+    """Return how many rows have how many tokens, in all and by source.
+
+    `edges` are the least tokens of each bucket; the last one is open, so that a few long rows do
+    not press all others into one bar.
+    """
+    usual = int(np.quantile(lengths, 0.99, method="higher")) if len(lengths) else 0
+    step = -(-(usual + 1) // (BUCKETS - 1))
+    bucket = np.minimum(lengths // step, BUCKETS - 1)
+    counts = {"all": np.bincount(bucket, minlength=BUCKETS).tolist()}
+    for index, name in enumerate(names):
+        counts[name] = np.bincount(bucket[sources == index], minlength=BUCKETS).tolist()
+    return {"edges": [step * number for number in range(BUCKETS)], "counts": counts}
 
 
 def _findings(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -110,16 +126,3 @@ def _findings(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if len(shown) < FINDINGS:
             shown.append(finding)
     return {"counts": dict(sorted(counts.items())), "examples": examples}
-
-
-def _examples(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows to show, from every source in turn."""
-    by_source: dict[str, list[Any]] = {}
-    for report in reports:
-        by_source.setdefault(report["source"], []).extend(report["examples"])
-    shown = []
-    for turn in range(EXAMPLES):
-        for source, rows in by_source.items():
-            if turn < len(rows) and len(shown) < EXAMPLES:
-                shown.append({"source": source, "messages": rows[turn]})
-    return shown

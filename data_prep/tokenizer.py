@@ -175,6 +175,14 @@ def _fitting(tokenizer: PreTrainedTokenizerFast, profile: Profile) -> Layout:
     )
 
 
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return every control token: those that are special, role markers included, by id."""
+    return {
+        number: token.content
+        for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+
+
 def _missing(tokenizer: PreTrainedTokenizerFast, layout: Layout) -> list[str]:
     known = tokenizer.get_added_vocab()
     return [token for token in layout.control if token not in known]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 
@@ -19,6 +20,7 @@ from data_prep.jsonl import read_json
 from data_prep.loader import Sequences
 from data_prep.mixture import build_mixture
 from data_prep.mixture_config import MixtureConfig
+from data_prep.mixture_figures import _histogram
 from data_prep.run_folder import VOLATILE
 from data_prep.tokenizer import load_tokenizer
 
@@ -371,10 +373,37 @@ def test_rows_that_do_not_train_are_refused(tmp_path, files):
 def test_the_report_shows_what_was_asked_for(built):
     page = (built / "report.html").read_text()
     for words in ("Source composition", "numina_math_cot", "proof_without_answer", "too_long",
-                  "class='loss'", "class='loss control'", "<svg", "implied weight"):
+                  'class="loss"', 'class="loss control"', "<svg", "implied weight", "Ten rows"):
         assert words in page
     assert "<script" not in page
-    assert page.count("<pre>") >= 10
+    assert page.count('<figure class="row">') == 10
+    assert '<span class="control">&lt;|bos|&gt;&lt;|system|&gt;</span>' in page
+    assert '<span class="loss control">&lt;|end|&gt;&lt;|eos|&gt;</span>' in page
+    # One histogram in all and one a source.
+    assert page.count("<svg") == 1 + len(read_json(built / "statistics.json")["sources"])
+
+
+def test_what_rows_say_is_text_on_the_page(files, tmp_path):
+    path = tmp_path / "evil.jsonl"
+    text = "<script>alert(1)</script> & <b>"
+    path.write_text("".join(json.dumps({"prompt_id": str(n), "prompt": "p", "messages": [
+        {"role": "user", "content": f"{n} {text}"}, {"role": "assistant", "content": text},
+    ]}) + "\n" for n in range(3)))
+    sources = [{"source": {"kind": "ultrachat", "train": str(path)}}]
+    page = (build(files, tmp_path / "run", sources=sources, validation_rows=0)
+            / "report.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;") == 6
+
+
+def test_a_histogram_counts_every_row_once():
+    lengths = np.array([1, 30, 31, 32, 5000, 62, 0])
+    found = _histogram(["a", "b"], lengths, np.array([0, 0, 1, 1, 1, 0, 1]))
+    step = found["edges"][1]
+    for name, own in (("all", lengths), ("a", lengths[[0, 1, 5]]), ("b", lengths[[2, 3, 4, 6]])):
+        for edge, count in zip(found["edges"][:-1], found["counts"][name][:-1], strict=True):
+            assert count == sum(edge <= n < edge + step for n in own)
+        assert found["counts"][name][-1] == sum(n >= found["edges"][-1] for n in own)
 
 
 def test_rows_without_packing_are_a_sequence_each(files, tmp_path):
