@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import PluginConfig, fingerprint, validate
+from data_prep.config import fingerprint, validate
 from data_prep.jsonl import read_json, write_json, write_rows
 from data_prep.run_folder import Stage, file_hash, input_hash
 from data_prep.schema import Problem
@@ -43,7 +43,7 @@ from eval.sandbox import SandboxConfig, Session
 from eval.suites import Suite
 from eval.tools import ToolEngine
 from pipeline.config import EvaluateConfig
-from pipeline.engines import Engine, Group, Prompt, Sampling, create_engine
+from pipeline.engines import Engine, EngineConfig, Group, Prompt, Sampling, create_engine
 from pipeline.generate import generate_shards
 from pipeline.model import load_tokenizer
 from pipeline.samples import read_samples
@@ -71,7 +71,7 @@ class Job:
     model: Path
     identity: str
     config: EvaluateConfig
-    engine: PluginConfig
+    engine: EngineConfig
     seed: int
     suites: tuple[Suite, ...]
     out: Path
@@ -134,7 +134,7 @@ def evaluate(job: Job) -> Path:
             "stop": list(profile.stop),
             "tool_rounds": job.config.tool_rounds,
             "sandbox": sandbox_of(job.config).model_dump() if job.config.tool_rounds else {},
-            "engine": job.engine.model_dump(mode="json"),
+            "engine": job.engine.deciding(),
             "n": job.config.n,
             "temperature": job.config.temperature,
             "top_p": job.config.top_p,

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import Config, PluginConfig, plugin_config, validate
+from data_prep.config import Config, plugin_config, validate
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json
 from eval.evaluate import Job, evaluate, prompts_of
 from eval.models import check_model, fetch_model
 from eval.suites import Suite, choose_suites
 from pipeline.config import EvaluateConfig, RunConfig, load_run
+from pipeline.engines import EngineConfig
 from pipeline.generate import checkpoint_of
 from pipeline.methods import create_method
 
@@ -65,7 +66,7 @@ def dotted(arguments: list[str], tables: Sequence[str]) -> dict[str, dict[str, A
     return found
 
 
-def engine_config(table: dict[str, Any], base: PluginConfig | None = None) -> PluginConfig:
+def engine_config(table: dict[str, Any], base: EngineConfig | None = None) -> EngineConfig:
     """Return the engine that a table describes.
 
     Args:
@@ -83,7 +84,7 @@ def engine_config(table: dict[str, Any], base: PluginConfig | None = None) -> Pl
 def jobs_of_run(
     run: RunConfig,
     config: EvaluateConfig,
-    engine: PluginConfig,
+    engine: EngineConfig,
     names: list[str],
     results: Path | None = None,
 ) -> list[Job]:
@@ -129,7 +130,7 @@ def jobs_of_run(
 
 
 def job_of_model(
-    model: str, name: str, config: EvaluateConfig, engine: PluginConfig, seed: int, out: Path
+    model: str, name: str, config: EvaluateConfig, engine: EngineConfig, seed: int, out: Path
 ) -> Job:
     """Return the job of one model folder or hub id."""
     folder, identity = fetch_model(model)

