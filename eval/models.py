@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from data_prep.errors import UserError
+from data_prep.jsonl import read_json
 
 
 def fetch_model(model: str) -> tuple[Path, str]:
@@ -40,7 +42,8 @@ def check_model(folder: Path) -> None:
     """Check that a model folder is complete, before anything is loaded.
 
     Raises:
-        UserError: The folder is not there, or a file that every model folder has is missing.
+        UserError: The folder is not there, a file that every model folder has is missing, or a
+            weights file is missing or cut short.
     """
     if not folder.is_dir():
         raise UserError(str(folder), "no such folder", "a model folder", "check the path")
@@ -58,3 +61,39 @@ def check_model(folder: Path) -> None:
                 f"{what} ({' or '.join(patterns)})",
                 "copy the missing files, or name the folder that save_pretrained wrote",
             )
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        named = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
+            raise UserError(
+                str(folder),
+                f"an incomplete model folder: {len(missing)} of the {len(named)} weights files in "
+                f"{index.name} are not there, such as {missing[0]}",
+                "every file of the index",
+                "copy the missing files",
+            )
+    for path in sorted(folder.glob("*.safetensors")):
+        _check_whole(path)
+
+
+def _check_whole(path: Path) -> None:
+    """Hold a safetensors file's size against its header: 8 bytes of length, JSON, the tensors."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= size:
+                raise ValueError
+            header = json.loads(file.read(length))
+        ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = -1
+    if whole != size:
+        expected = f"{whole} bytes, as its header says" if whole > 0 else "a safetensors header"
+        raise UserError(
+            str(path),
+            f"a weights file of {size} bytes that is cut short or damaged",
+            expected,
+            "copy it again",
+        )

@@ -107,6 +107,11 @@ def write_report(
             tables=[_table(results, suite) for suite in results.suites],
             extra=EXTRA_COLUMNS,
             curves=_curves(results),
+            best=any(
+                name.startswith("best@")
+                for checkpoint, suite in results.pairs()
+                for name in results.figures[checkpoint][suite]["figures"]
+            ),
             breakdowns=_breakdowns(results),
             training=_training(results),
             colours=len(SERIES),

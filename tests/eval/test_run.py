@@ -191,6 +191,21 @@ def test_errors_say_what_to_do(checkpoint, gsm8k_file, tmp_path):
         "--suites",
         f"gsm8k={gsm8k_file}",
     )
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    for damaged in (weights[:-64], weights[:100], b"", b"no weights at all, but a text"):
+        (broken / "model.safetensors").write_bytes(damaged)
+        fails(r"cut short or damaged", "--model", str(broken), "--suites", f"gsm8k={gsm8k_file}")
+    (broken / "model.safetensors").write_bytes(weights)
+    (broken / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}'
+    )
+    fails(
+        r"1 of the 2 weights files in .* are not there, such as model-00002",
+        "--model",
+        str(broken),
+        "--suites",
+        f"gsm8k={gsm8k_file}",
+    )
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     fails(r"no rows", *model, "--suites", f"gsm8k={empty}")
@@ -233,3 +248,17 @@ def test_greedy_alone(checkpoint, gsm8k_file, tmp_path, capsys):
     write_report(["--run", str(out)])
     page = (out / "report/report.html").read_text("utf-8")
     assert "gsm8k" in page and "12 questions" in page
+
+
+def test_a_name_belongs_to_one_model(checkpoint, gsm8k_file, tmp_path):
+    out = tmp_path / "out"
+    main(arguments(checkpoint, gsm8k_file, out, "--n", "0"))
+    other = tmp_path / "run" / "sft" / "checkpoint"
+    shutil.copytree(checkpoint, other)
+    with pytest.raises(UserError, match="holds the evaluation of"):
+        main(arguments(other, gsm8k_file, out, "--n", "0"))
+    main(arguments(other, gsm8k_file, out, "--n", "0", "--name", "other"))
+    # Another profile is another column, not a replacement.
+    main(arguments(checkpoint, gsm8k_file, out, "--n", "0", "--profile", "deepseek_math"))
+    found = sorted(path.name for path in out.glob("eval-*"))
+    assert found == ["eval-other", "eval-sft", "eval-sft-deepseek_math"]
