@@ -187,11 +187,11 @@ def _contamination(results: Results, run: Path, files: Sequence[Path]) -> dict[s
     )
     memory = run / "report" / "contamination.json"
     if memory.is_file() and (known := read_json(memory)).get("key") == key:
-        return known["suites"]
+        return {suite: known["suites"][suite] for suite in results.suites}
     found = contamination(suites, chain.from_iterable(map(training_questions, files)))
     memory.parent.mkdir(exist_ok=True)
     write_json(memory, {"key": key, "suites": found})
-    return found
+    return {suite: found[suite] for suite in results.suites}
 
 
 def load_suite(
