@@ -1,8 +1,11 @@
 """The forward pass of Llama, Qwen2 and Qwen3 decoders, written for sampling.
 
-Query, key and value projections are one matrix product, gate and up another. Keys and values
-live in one static cache [layers, 2, slots, kv heads, positions, head dim]; the first `rows`
-slots are the running ones, so that every step works on views and copies nothing.
+Query, key and value projections are one matrix product, gate and up another. Dimensions of a
+head that rotate together stand side by side here (transformers keeps them half a head apart):
+a rotation is then one product of complex numbers, and q·k is the same sum in another order.
+
+On a CPU float32 products go through oneDNN with packed weights. PyTorch's own way there is MKL,
+which on AMD's processors reaches less than half of oneDNN's rate.
 """
 
 from __future__ import annotations
@@ -16,8 +19,23 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
 
 from data_prep.errors import UserError
+from pipeline.engines._cache import Cache, Store, rounded
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+
+# Tokens of one forward pass over prompts, padding included.
+PREFILL_TOKENS = 8192
+# Weights beyond this are not packed: a second copy of them would cost more than it gains.
+PACK_BYTES = 1 << 30
+
+
+@dataclass(slots=True)
+class _Matrix:
+    """Weights [out, in], and the same in oneDNN's own layout where that is used."""
+
+    plain: Tensor
+    packed: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -25,14 +43,14 @@ class _Layer:
     """Weights of one decoder layer, in the order in which they are used."""
 
     norm: Tensor
-    qkv: Tensor
+    qkv: _Matrix
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Tensor
+    out: _Matrix
     norm2: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: _Matrix
+    down: _Matrix
 
 
 class Decoder:
@@ -50,14 +68,10 @@ class Decoder:
     def __init__(self, model: Any, device: torch.device) -> None:
         """Fuse the model's weights."""
         config, dtype = model.config, model.dtype
-        if config.model_type not in ARCHITECTURES or getattr(config, "use_sliding_window", False):
-            raise UserError(
-                "engine.kind 'embedded'",
-                f"a model of type {config.model_type!r}"
-                + (" with sliding-window attention" if config.model_type in ARCHITECTURES else ""),
-                f"one of {', '.join(ARCHITECTURES)} with full attention",
-                'set engine.kind = "vllm"',
-            )
+        if config.model_type not in ARCHITECTURES:
+            raise _unwritten(config)
+        if getattr(config, "use_sliding_window", False):
+            raise _unwritten(config, "with sliding-window attention")
         self.config, self.dtype, self.device = config, dtype, device
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.hidden_size
@@ -72,29 +86,35 @@ class Decoder:
         qwen3 = config.model_type == "qwen3"
         biased = config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False))
         self.embedding = empty(config.vocab_size, width)
-        self.head = self.embedding if self.tied else empty(config.vocab_size, width)
+        self.head = _Matrix(self.embedding if self.tied else empty(config.vocab_size, width))
         self.norm = empty(width)
         self.layers = [
             _Layer(
                 norm=empty(width),
-                qkv=empty(queries + 2 * keys, width),
+                qkv=_Matrix(empty(queries + 2 * keys, width)),
                 qkv_bias=empty(queries + 2 * keys) if biased else None,
                 q_norm=empty(self.head_dim) if qwen3 else None,
                 k_norm=empty(self.head_dim) if qwen3 else None,
-                out=empty(width, queries),
+                out=_Matrix(empty(width, queries)),
                 norm2=empty(width),
-                gate_up=empty(2 * config.intermediate_size, width),
-                down=empty(width, config.intermediate_size),
+                gate_up=_Matrix(empty(2 * config.intermediate_size, width)),
+                down=_Matrix(empty(width, config.intermediate_size)),
             )
             for _ in range(config.num_hidden_layers)
         ]
         # The model's own frequencies, so that every rotary scaling it knows is right here too.
         rotary = model.base_model.rotary_emb
-        positions = torch.arange(config.max_position_embeddings, device=device)
-        angles = positions[:, None].float() * rotary.inv_freq.to(device).float()[None]
-        angles = torch.cat([angles, angles], dim=-1)
-        self.cosines = (angles.cos() * rotary.attention_scaling).to(dtype)
-        self.sines = (angles.sin() * rotary.attention_scaling).to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        positions = torch.arange(config.max_position_embeddings, device=device, dtype=wide)
+        angles = positions[:, None] * rotary.inv_freq.to(device, wide)[None]
+        self.rotations = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
+        if 2 * angles.shape[1] != self.head_dim:
+            raise _unwritten(config, "with rotations of a part of each head")
+        self.scale = self.head_dim**-0.5
+        self.store = Store()
+        self.onednn = (
+            device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        )
         self.load(model.state_dict().items())
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -116,7 +136,8 @@ class Decoder:
                         "a plain Llama, Qwen2 or Qwen3 model",
                         'set engine.kind = "vllm"',
                     )
-                places[name].copy_(value)
+                place = places[name]
+                place.copy_(value.reshape(place.shape))
                 missing.discard(name)
         if missing:
             raise UserError(
@@ -125,13 +146,31 @@ class Decoder:
                 "all parameters of the model",
                 "check the model folder",
             )
+        self._pack()
+
+    def _pack(self) -> None:
+        """Bring the matrices into oneDNN's layout."""
+        matrices = [self.head]
+        for layer in self.layers:
+            matrices += [layer.qkv, layer.out, layer.gate_up, layer.down]
+        if self.onednn and sum(m.plain.nbytes for m in matrices) <= PACK_BYTES:
+            for matrix in matrices:
+                matrix.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.plain, 256)
 
     def _places(self) -> dict[str, Tensor]:
-        """Return a view of our buffers for every parameter name."""
+        """Return a view of our buffers for every parameter name.
+
+        Views of weights whose outputs rotate have the order of transformers' rows: of a head's
+        D outputs, i and i + D/2 turn together there, 2i and 2i + 1 here.
+        """
+
+        def halves(rows: Tensor) -> Tensor:
+            return rows.unflatten(0, (-1, self.head_dim // 2, 2)).transpose(1, 2)
+
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         places = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         if not self.tied:
-            places["lm_head.weight"] = self.head
+            places["lm_head.weight"] = self.head.plain
         cuts = {
             "q": slice(0, queries),
             "k": slice(queries, queries + keys),
@@ -141,109 +180,243 @@ class Decoder:
         for index, layer in enumerate(self.layers):
             prefix = f"model.layers.{index}"
             for letter, cut in cuts.items():
-                places[f"{prefix}.self_attn.{letter}_proj.weight"] = layer.qkv[cut]
+                part = layer.qkv.plain[cut]
+                name = f"{prefix}.self_attn.{letter}_proj"
+                places[f"{name}.weight"] = part if letter == "v" else halves(part)
                 if layer.qkv_bias is not None:
-                    places[f"{prefix}.self_attn.{letter}_proj.bias"] = layer.qkv_bias[cut]
+                    part = layer.qkv_bias[cut]
+                    places[f"{name}.bias"] = part if letter == "v" else halves(part)
             if layer.q_norm is not None and layer.k_norm is not None:
-                places[f"{prefix}.self_attn.q_norm.weight"] = layer.q_norm
-                places[f"{prefix}.self_attn.k_norm.weight"] = layer.k_norm
-            places[f"{prefix}.self_attn.o_proj.weight"] = layer.out
+                places[f"{prefix}.self_attn.q_norm.weight"] = halves(layer.q_norm)
+                places[f"{prefix}.self_attn.k_norm.weight"] = halves(layer.k_norm)
+            places[f"{prefix}.self_attn.o_proj.weight"] = layer.out.plain
             places[f"{prefix}.input_layernorm.weight"] = layer.norm
             places[f"{prefix}.post_attention_layernorm.weight"] = layer.norm2
-            places[f"{prefix}.mlp.gate_proj.weight"] = layer.gate_up[:inner]
-            places[f"{prefix}.mlp.up_proj.weight"] = layer.gate_up[inner:]
-            places[f"{prefix}.mlp.down_proj.weight"] = layer.down
+            places[f"{prefix}.mlp.gate_proj.weight"] = layer.gate_up.plain[:inner]
+            places[f"{prefix}.mlp.up_proj.weight"] = layer.gate_up.plain[inner:]
+            places[f"{prefix}.mlp.down_proj.weight"] = layer.down.plain
         return places
 
-    def new_cache(self, slots: int, positions: int) -> Tensor:
-        """Return an empty cache [layers, 2, slots, kv heads, positions, head dim]."""
-        return torch.zeros(
-            (len(self.layers), 2, slots, self.kv_heads, positions, self.head_dim),
-            dtype=self.dtype,
-            device=self.device,
-        )
+    def open(self, lanes: int, rows: int, blocks: int) -> Session:
+        """Return an empty batch for n = `lanes` samples a prompt."""
+        return Session(self, lanes, rows, blocks)
 
-    def prefill(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def prefill(self, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """Run prompts that are padded at the end.
 
         Args:
             input_ids: [B, P].
+            last: [B], where each prompt's last token stands.
 
         Returns:
-            Final hidden states [B, P, H] and keys and values [layers, 2, B, kv heads, P, D].
+            Logits after the last tokens [B, V], and keys and values
+            [layers, 2, B, kv heads, P, D].
         """
         batch, length = input_ids.shape
-        cosines, sines = self.cosines[:length], self.sines[:length]
-        kept = self.new_cache(batch, length)
-        x = embedding(input_ids, self.embedding)
+        rotation = self.rotations[:length, None]
+        kept = torch.empty(
+            (len(self.layers), 2, batch, self.kv_heads, length, self.head_dim),
+            dtype=self.dtype,
+            device=self.device,
+        )
+        x = embedding(input_ids.view(-1), self.embedding)
         for index, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, cosines, sines)
-            kept[index, 0].copy_(k)
-            kept[index, 1].copy_(v)
-            attended = scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads
-            )
+            joint = self._project(layer, x).view(batch, length, -1, self.head_dim)
+            _rotate_(joint[:, :, : self.heads + self.kv_heads], rotation)
+            q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+            q = q.transpose(1, 2)
+            kept[index, 0] = k.transpose(1, 2)
+            kept[index, 1] = v.transpose(1, 2)
+            attended = self._attend(q, kept[index, 0], kept[index, 1])
+            attended = attended.transpose(1, 2).reshape(batch * length, -1)
             x = self._finish(layer, x, attended)
-        return self._rms(x, self.norm), kept
+        rows = torch.arange(batch, device=self.device) * length + last
+        return self._logits(x[rows]), kept
 
-    def step(self, token_ids: Tensor, positions: Tensor, cache: Tensor, longest: int) -> Tensor:
-        """Run one token a row, write its keys and values, return final hidden states [B, H].
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return causal attention of whole prompts [B, heads, P, D]."""
+        batch, _, length, size = q.shape
+        grouped = self.heads != self.kv_heads
+        if self.device.type != "cpu" or length > 256:
+            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        # Short prompts: three plain products are several times faster here than the fused one.
+        q = q.reshape(batch * self.kv_heads, -1, size)
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        later = torch.full((length, length), -torch.inf, dtype=self.dtype).triu_(1)
+        later = later.repeat(self.heads // self.kv_heads, 1)
+        scores = torch.baddbmm(later, q, k.transpose(1, 2), alpha=self.scale)
+        return torch.bmm(torch.softmax(scores, dim=-1), v).view(batch, self.heads, length, size)
+
+    def step(self, tokens: Tensor, positions: Tensor, columns: Tensor, cache: Cache) -> Tensor:
+        """Run one token a row, keep its keys and values, return the logits after it [B, V].
 
         Args:
-            token_ids: [B].
-            positions: [B], where each token stands.
-            cache: The cache's first B slots.
-            longest: Largest position plus one.
+            tokens: [B], of the cache's first B rows.
+            positions: [B], where each token stands in prompt and completion together.
+            columns: [B], where it stands in its completion.
+            cache: Of all rows.
         """
-        batch = len(token_ids)
-        rows = torch.arange(batch, device=self.device)
-        cosines = self.cosines[positions][:, None, None]
-        sines = self.sines[positions][:, None, None]
-        seen = torch.arange(longest, device=self.device)[None] <= positions[:, None]
-        mask = seen[:, None, None]
-        x = embedding(token_ids, self.embedding)[:, None]
+        batch, kv_heads, size = len(tokens), self.kv_heads, self.head_dim
+        repeats, blocks, lanes = self.heads // kv_heads, cache.blocks, cache.lanes
+        width, span = cache.prompt_width, cache.completion_width
+        rotation = self.rotations[positions][:, None]
+        destinations = cache.destinations(columns)
+        prompt_mask = cache.prompt_mask[:blocks, None, :width].expand(-1, kv_heads, -1)
+        prompt_mask = prompt_mask.reshape(blocks * kv_heads, 1, width)
+        mask = cache.completion_mask[:batch, None, None, :span]
+        mask = mask.expand(-1, kv_heads, repeats, -1).clone(memory_format=torch.contiguous_format)
+        mask = mask.view(batch * kv_heads, repeats, span)
+        place = cache.place[: batch * kv_heads]
+        occupant = cache.occupant[: blocks * kv_heads * lanes]
+        x = embedding(tokens, self.embedding)
         for index, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, cosines, sines)
-            keys, values = cache[index, 0, :batch], cache[index, 1, :batch]
-            keys[rows, :, positions] = k[:, :, 0]
-            values[rows, :, positions] = v[:, :, 0]
-            attended = scaled_dot_product_attention(
-                q,
-                keys[:, :, :longest],
-                values[:, :, :longest],
-                attn_mask=mask,
-                enable_gqa=self.heads != self.kv_heads,
+            joint = self._project(layer, x)
+            _rotate_(joint[:, : self.heads + kv_heads], rotation)
+            q, fresh = joint[:, : self.heads], joint[:, self.heads :]
+            cache.flat(index).index_copy_(0, destinations, fresh.reshape(-1, size))
+
+            q = q.reshape(batch * kv_heads, repeats * size)
+            asked = q.index_select(0, occupant)
+            asked = asked.view(blocks * kv_heads, lanes * repeats, size)
+            keys, values = (part[:blocks].flatten(0, 1)[:, :width] for part in cache.prompt[index])
+            seen = torch.baddbmm(prompt_mask, asked, keys.transpose(1, 2), alpha=self.scale)
+            p = torch.softmax(seen, dim=-1)
+            # The largest score and its probability give the log-sum-exp of all.
+            normaliser = seen.amax(-1) - p.amax(-1).log_()
+            found = torch.bmm(p, values).view(-1, repeats * size).index_select(0, place)
+            mask[..., 0] = normaliser.view(-1, repeats).index_select(0, place)
+
+            keys, values = (
+                part[:batch].flatten(0, 1)[:, :span] for part in cache.completion[index]
             )
+            q = q.view(batch * kv_heads, repeats, size)
+            scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=self.scale)
+            w = torch.softmax(scores, dim=-1)
+            found = found.view(-1, repeats, size).mul_(w[..., :1])
+            attended = found.baddbmm_(w, values).view(batch, -1)
             x = self._finish(layer, x, attended)
-        return self._rms(x[:, 0], self.norm)
+        return self._logits(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
         """Return [B, V] in float32 (float64 for float64 weights)."""
-        return linear(hidden, self.head).to(torch.promote_types(self.dtype, torch.float32))
+        logits = self._linear(self._rms(x, self.norm), self.head)
+        return logits.to(torch.promote_types(self.dtype, torch.float32))
 
-    def _project(
-        self, layer: _Layer, x: Tensor, cosines: Tensor, sines: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotated q [B, heads, T, D], rotated k and v [B, kv heads, T, D]."""
-        batch, length, _ = x.shape
-        joint = linear(self._rms(x, layer.norm), layer.qkv, layer.qkv_bias)
-        joint = joint.view(batch, length, self.heads + 2 * self.kv_heads, self.head_dim)
-        joint = joint.transpose(1, 2)
-        q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+    def _project(self, layer: _Layer, x: Tensor) -> Tensor:
+        """Return queries, keys and values before rotation, [T, heads + 2 kv heads, D]."""
+        joint = self._linear(self._rms(x, layer.norm), layer.qkv, layer.qkv_bias)
+        joint = joint.view(len(x), -1, self.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._rms(q, layer.q_norm), self._rms(k, layer.k_norm)
-        return _rotate(q, cosines, sines), _rotate(k, cosines, sines), v
+            q, k, v = joint.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+            joint = torch.cat([self._rms(q, layer.q_norm), self._rms(k, layer.k_norm), v], dim=1)
+        return joint
 
     def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
-        batch, _, length, _ = attended.shape
-        x = x + linear(attended.transpose(1, 2).reshape(batch, length, -1), layer.out)
-        gate, up = linear(self._rms(x, layer.norm2), layer.gate_up).chunk(2, dim=-1)
-        return x + linear(silu(gate) * up, layer.down)
+        x = x + self._linear(attended, layer.out)
+        gate, up = self._linear(self._rms(x, layer.norm2), layer.gate_up).chunk(2, dim=-1)
+        return x + self._linear(silu(gate).mul_(up), layer.down)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        return torch.rms_norm(x, (x.shape[-1],), weight, self.epsilon)
+        if not self.onednn:
+            return torch.rms_norm(x, (x.shape[-1],), weight, self.epsilon)
+        # PyTorch has no kernel of its own for this on a CPU; its composition is slower.
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = size.square_().mul_(1.0 / x.shape[-1]).add_(self.epsilon).rsqrt_()
+        return (x * scale).mul_(weight)
+
+    def _linear(self, x: Tensor, matrix: _Matrix, bias: Tensor | None = None) -> Tensor:
+        """Return x Wᵀ + b."""
+        if not self.onednn:
+            return linear(x, matrix.plain, bias)
+        if len(x) == 1:  # a lone row would take another path, which rounds differently
+            return self._linear(x.expand(2, -1), matrix, bias)[:1]
+        weight = matrix.plain if matrix.packed is None else matrix.packed
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    one, two = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat([-two, one], dim=-1) * sines
+class Session:
+    """A running batch: the decoder and a cache.
+
+    Attributes:
+        joins: Whether prompts may enter while others run.
+    """
+
+    joins = True
+
+    def __init__(self, decoder: Decoder, lanes: int, rows: int, blocks: int) -> None:
+        """Make the cache."""
+        self.decoder = decoder
+        self.cache = Cache(
+            decoder.store,
+            len(decoder.layers),
+            decoder.kv_heads,
+            decoder.head_dim,
+            lanes,
+            rows,
+            blocks,
+            decoder.dtype,
+            decoder.device,
+        )
+
+    @property
+    def free_blocks(self) -> int:
+        """Prompts that have room."""
+        return self.cache.blocks_capacity - self.cache.blocks
+
+    def admit(self, prompts: list[tuple[int, ...]]) -> Tensor:
+        """Run prompts and add n rows for each; return the logits after each prompt, [B, V].
+
+        Neighbours of similar length share a forward pass, so the longest are best first.
+        """
+        logits: list[Tensor] = []
+        start, device = 0, self.decoder.device
+        while start < len(prompts):
+            width = rounded(len(prompts[start]))
+            end = start + 1
+            while (
+                end < len(prompts)
+                and 0.75 * width <= rounded(len(prompts[end])) <= width
+                and (end + 1 - start) * width <= PREFILL_TOKENS
+            ):
+                end += 1
+            part = prompts[start:end]
+            ids = torch.zeros((len(part), width), dtype=torch.int64)
+            for row, prompt in enumerate(part):
+                ids[row, : len(prompt)] = torch.tensor(prompt)
+            lengths = [len(prompt) for prompt in part]
+            found, kept = self.decoder.prefill(
+                ids.to(device), torch.tensor(lengths, device=device) - 1
+            )
+            self.cache.add(kept, lengths)
+            logits.append(found)
+            start = end
+        return torch.cat(logits)
+
+    def step(self, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
+        """Run one token a row; see `Decoder.step`."""
+        return self.decoder.step(tokens, positions, columns, self.cache)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for completions of so many tokens."""
+        self.cache.reserve(tokens)
+
+    def keep(self, order: list[int]) -> None:
+        """Keep the rows at these indices, in this order."""
+        self.cache.keep(order)
+
+
+def _rotate_(x: Tensor, rotation: Tensor) -> None:
+    """Turn every pair of neighbouring dimensions in place; bfloat16 turns in float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(rotation)
+    if wide is not x:
+        x.copy_(wide)
+
+
+def _unwritten(config: Any, trait: str = "") -> UserError:
+    return UserError(
+        "engine.kind 'embedded'",
+        f"a model of type {config.model_type!r} {trait}".rstrip(),
+        f"one of {', '.join(ARCHITECTURES)} with full attention",
+        'set engine.kind = "vllm"',
+    )

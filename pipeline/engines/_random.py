@@ -6,30 +6,39 @@ not depend on which other samples run beside it, nor on how many were drawn befo
 
 from __future__ import annotations
 
-import numpy as np
+import torch
+from torch import Tensor
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11))
+# Unsigned 64-bit constants as the signed numbers of the same bits: torch's integers wrap around.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
-def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
+def seed_states(seeds: Tensor) -> Tensor:
+    """Return what `uniforms` takes in the place of seeds, hashed once; [B] of int64."""
+    return _finalise(seeds + _GOLDEN)
+
+
+def uniforms(states: Tensor, counters: Tensor) -> Tensor:
     """Return one float64 in [0, 1) for every (seed, counter).
 
     Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), applied twice so that
     neighbouring counters of neighbouring seeds share nothing.
 
     Args:
-        seeds: [B] of uint64.
-        counters: [B] of uint64.
+        states: [B] of int64, from `seed_states`.
+        counters: [B] of int64, from 0.
     """
-    with np.errstate(over="ignore"):
-        z = _finalise(seeds + _GOLDEN)
-        z = _finalise(z ^ (counters + np.uint64(1)) * _GOLDEN)
-    return (z >> _SHIFTS[3]).astype(np.float64) * 2.0**-53
+    z = _finalise(states ^ ((counters + 1) * _GOLDEN))
+    return _shift(z, 11).double().mul_(2.0**-53)
 
 
-def _finalise(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> _SHIFTS[0])) * _MIX[0]
-    z = (z ^ (z >> _SHIFTS[1])) * _MIX[1]
-    return z ^ (z >> _SHIFTS[2])
+def _finalise(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)).mul_(_MIX[0])
+    z = (z ^ _shift(z, 27)).mul_(_MIX[1])
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign."""
+    return torch.bitwise_right_shift(z, bits).bitwise_and_((1 << (64 - bits)) - 1)
