@@ -98,12 +98,6 @@ class Sequences:
         """Tokens of the longest document."""
         return max(shard.longest() for shard in self._shards)
 
-    def batches(self, size: int) -> list[range]:
-        """Return the sequences of each batch: `size` in training order, fewer in the last one."""
-        return [
-            range(first, min(first + size, len(self))) for first in range(0, len(self), size)
-        ]
-
     def length_grouped(self, tokens: int, seed: int) -> list[list[int]]:
         """Return the sequences of each batch, those of a batch of like lengths.
 
@@ -184,7 +178,7 @@ class _Lists:
         if version != JUDGED_VERSION:
             raise UserError(str(path), f"schema version {version}", f"version {JUDGED_VERSION}",
                             "remove the data folder and build again")
-        self._columns = []
+        self._names, self._columns = columns, []
         for name in columns:
             lists = table[name].combine_chunks()
             self._columns.append((lists.offsets.to_numpy(), lists.values.to_numpy()))
@@ -193,6 +187,13 @@ class _Lists:
     def __len__(self) -> int:
         """Return the number of rows."""
         return self._rows
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with an answer, 0 where there are no rows."""
+        widths = dict(zip(self._names, (np.diff(at) for at, _ in self._columns), strict=True))
+        answers = [widths[name] for name in ("chosen", "rejected", "completion") if name in widths]
+        return max(int((widths["prompt"] + answer).max(initial=0)) for answer in answers)
 
     def _row(self, index: int) -> list[list[int]]:
         if not 0 <= index < self._rows:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
+from data_prep.mixture_config import MixtureConfig
 from pipeline.agreement import AgreementConfig
 from pipeline.correction import CorrectionConfig
 from pipeline.engines import Sampling, StopString
@@ -111,8 +112,10 @@ class TrainConfig(Config):
         steps: Optimizer steps; 0 takes one epoch over the method's data.
         iterations: Outer iterations of an online method, of equal length in steps. Each begins
             with π_ref ← π_θ and, where the reward says so, with the reward model trained on.
-        batch: Sequences (SFT, RFT), pairs (DPO, reward models), solutions (process reward
-            models) or prompts (online methods) a step.
+        batch: Sequences (SFT, RFT; of a mixture, packed ones), pairs (DPO, reward models),
+            solutions (process reward models) or prompts (online methods) a step.
+        batch_tokens: Tokens of a step, padded to its longest sequence, in place of `batch`: the
+            sequences of a step are then of like lengths (SFT); 0 takes them in the data's order.
         group_size: Samples a prompt of online methods.
         prompts: What online methods ask: the data stage's "train" problems, or the prompts of
             its "preferences", which have no gold answer.
@@ -140,6 +143,7 @@ class TrainConfig(Config):
     steps: int = Field(default=0, ge=0)
     iterations: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1)
+    batch_tokens: int = Field(default=0, ge=0)
     group_size: int = Field(default=8, ge=1)
     prompts: Literal["train", "preferences"] = "train"
     reward: RewardConfig = RewardConfig()
@@ -212,12 +216,17 @@ class RunConfig(Config):
         name: Shown in the report.
         seed: Every random choice of the run follows from it.
         out: The run folder.
+        data: The problems, preference pairs and labelled steps, and supervised rows made of the
+            problems.
+        mixture: Supervised rows of many sources, in place of those of `data`. One of the two is
+            needed.
     """
 
     name: str
     seed: int = Field(default=0, ge=0)
     out: str
-    data: DataConfig
+    data: DataConfig | None = None
+    mixture: MixtureConfig | None = None
     model: ModelConfig
     engine: plugin_config("pipeline.engines") = {"kind": "embedded"}  # type: ignore[valid-type]
     sampling: SamplingConfig = SamplingConfig()
@@ -225,6 +234,42 @@ class RunConfig(Config):
     generate: GenerateConfig | None = None
     verify: VerifyConfig = VerifyConfig()
     evaluate: EvaluateConfig | None = None
+
+    @property
+    def profile(self) -> str:
+        """Name or path of the profile that the run's rows are rendered with."""
+        stage = self.mixture or self.data
+        assert stage is not None  # noqa: S101 - validated
+        return stage.profile
+
+    @property
+    def rows(self) -> Path:
+        """Folder of the stage that makes the supervised rows."""
+        return Path(self.out) / ("data" if self.mixture is None else "mixture")
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer that everything before training was made with."""
+        return Path(self.out) / ("mixture" if self.data is None else "data") / "tokenizer"
+
+    @model_validator(mode="after")
+    def _some_data(self) -> RunConfig:
+        data, mixture = self.data, self.mixture
+        if data is None and mixture is None:
+            raise ValueError("a table [data] or [mixture] is expected")
+        if data is not None and mixture is not None:
+            if data.profile != mixture.profile:
+                raise ValueError(
+                    f"data.profile is {data.profile!r} and mixture.profile {mixture.profile!r}: "
+                    "what is trained on would be worded unlike what is asked; give both one"
+                )
+            paths = (data.tokenizer.path, mixture.tokenizer.path)
+            if all(paths) and paths[0] != paths[1]:
+                raise ValueError(
+                    f"data.tokenizer.path is {paths[0]!r} and mixture.tokenizer.path {paths[1]!r}"
+                    ": a run has one tokenizer; leave out that of data"
+                )
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
@@ -259,7 +304,7 @@ def load_run(path: str | Path) -> RunConfig:
     """
     table = read_toml(path)
     for section in ("name", "out", "data", "model"):
-        if section not in table:
+        if section not in table and not (section == "data" and "mixture" in table):
             raise UserError(
                 f"{path}, key {section!r}",
                 "missing",

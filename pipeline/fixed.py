@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -30,24 +31,35 @@ class Rows:
 
     def __init__(self, stage: Path, split: str) -> None:
         """Map the shards."""
-        self._sequences = Sequences(stage, split)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest document."""
-        return self._sequences.longest
+        self.sequences = Sequences(stage, split)
 
     def __len__(self) -> int:
         """Return the number of training sequences."""
-        return len(self._sequences)
+        return len(self.sequences)
 
-    def take(self, start: int, stop: int) -> list[Sequence]:
-        """Return the documents of training sequences start … stop-1.
+    def take(self, indices: Iterable[int], *, last_turn_only: bool = False) -> list[Sequence]:
+        """Return the documents of some training sequences.
 
         What precedes a document's first token with loss is its prompt.
+
+        Args:
+            indices: Which training sequences.
+            last_turn_only: Whether only the last of several assistant turns carries loss.
         """
-        documents = chain.from_iterable(self._sequences[i] for i in range(start, stop))
-        return [_document(ids, mask, number) for number, (ids, mask) in enumerate(documents)]
+        documents = chain.from_iterable(self.sequences[i] for i in indices)
+        return [
+            _document(ids, _last_turn(mask) if last_turn_only else mask, number)
+            for number, (ids, mask) in enumerate(documents)
+        ]
+
+
+def _last_turn(mask: np.ndarray) -> np.ndarray:
+    """Return a mask of which only the last run of ones is left."""
+    ends = np.flatnonzero(mask)
+    before = np.flatnonzero(mask[: ends[-1]] == 0)
+    kept = mask.copy()
+    kept[: before[-1] + 1 if len(before) else 0] = 0
+    return kept
 
 
 def _document(ids: np.ndarray, mask: np.ndarray, number: int) -> Sequence:

@@ -112,7 +112,7 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     problems = list(read_problems(problems_file))
     problems = problems[: config.limit] if config.limit else problems
     tokenizer = load_tokenizer(model)
-    prompts = render_prompts(problems, tokenizer, profile_of(model, run.data.profile))
+    prompts = render_prompts(problems, tokenizer, profile_of(model, run.profile))
     work = stage.begin()
     sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
     engine = create_engine(run.engine, model)

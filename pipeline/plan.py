@@ -25,6 +25,20 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
         UserError: Before anything is loaded.
     """
     where = f"stage {config.name!r}, key"
+    if method.source != "rows" and run.data is None:
+        raise UserError(
+            f"stage {config.name!r}",
+            "a run without [data], which has supervised rows only",
+            f"problems, pairs or steps for {config.method.kind!r}",
+            "add a [data] table",
+        )
+    if method.source != "rows" and config.batch_tokens:
+        raise UserError(
+            f"{where} 'batch_tokens'",
+            f"{config.batch_tokens} for {config.method.kind!r}",
+            "nothing: only supervised rows are grouped by length",
+            "set `batch`",
+        )
     if method.source != "rows" and config.init == "model" and not run.model.path:
         raise UserError(
             f"{where} 'init'", "a model with random weights", "a trained model", 'set init = "sft"'
@@ -148,6 +162,30 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
+def check_vocabulary(tokenizer: Any, init: str | Path, own: Any) -> None:
+    """Refuse to train a model on rows of another vocabulary: its tokens would mean other words.
+
+    Args:
+        tokenizer: What the rows were made with.
+        init: The model.
+        own: Its tokenizer.
+
+    Raises:
+        UserError: The two differ.
+    """
+    rows, model = tokenizer.get_vocab(), own.get_vocab()
+    # Loading may add tokens that no row has, such as a family's own padding.
+    differ = sorted(token for token, number in rows.items() if model.get(token) != number)
+    if differ:
+        raise UserError(
+            f"model {str(init)!r}",
+            f"its vocabulary is not the rows' ({len(model)} and {len(rows)} tokens; for one, "
+            f"{differ[0]!r} is {model.get(differ[0])} and {rows[differ[0]]})",
+            "rows that were made with the model's tokenizer",
+            "leave out tokenizer.path in [data] and [mixture]: it is then the model's",
+        )
+
+
 def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:
     """Return what decides this stage's result, beside its inputs."""
     settings: dict[str, Any] = {
@@ -178,7 +216,9 @@ def models_of(config: TrainConfig, method: Method) -> dict[str, str]:
 def inputs_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, str | Path]:
     """Return the folders that a stage reads."""
     out = Path(run.out)
-    inputs: dict[str, str | Path] = {"data": out / "data"}
+    inputs: dict[str, str | Path] = {} if run.data is None else {"data": out / "data"}
+    if method.source == "rows":
+        inputs[run.rows.name] = run.rows
     for key, name in {"init": config.init, **models_of(config, method)}.items():
         if any(stage.name == name for stage in run.train):
             inputs[key] = out / name

@@ -41,14 +41,20 @@ def stages_of(run: RunConfig) -> list[tuple[str, list[str]]]:
         UserError: A stage waits for something that no stage makes.
     """
     trained = {stage.name for stage in run.train}
-    waiting: dict[str, tuple[set[str], list[str]]] = {"data": (set(), ["data_prep.build"])}
+    waiting: dict[str, tuple[set[str], list[str]]] = {}
+    if run.mixture is not None:
+        waiting["mixture"] = (set(), ["data_prep.mixture"])
+    if run.data is not None:
+        # Its tokenizer is the mixture's, where that trains one.
+        waiting["data"] = (set(waiting), ["data_prep.build"])
+    made_before = set(waiting)
     if run.generate is not None:
         made = {run.generate.model} & trained
-        waiting["generate"] = ({"data", *made}, ["pipeline.generate"])
+        waiting["generate"] = ({*made_before, *made}, ["pipeline.generate"])
         waiting["verify"] = ({"generate"}, ["pipeline.verify"])
     for stage in run.train:
         method = create_method(stage.method)
-        needs = {"data", *({stage.init, *models_of(stage, method).values()} & trained)}
+        needs = made_before | ({stage.init, *models_of(stage, method).values()} & trained)
         if method.source == "samples":
             needs.add("verify")
         waiting[stage.name] = (needs, ["pipeline.train", "--stage", stage.name])

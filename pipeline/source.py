@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +64,19 @@ def open_data(
     if method.source == "policy":
         return _policy(run, config, method, str(init), tokenizer, profile, work, cleanup)
     if method.source == "rows":
-        rows = Rows(folder, "train")
-        _check_longest(config, rows.longest, context)
-
-        def supervised(first: int, last: int) -> list[Sequence]:
-            return rows.take(first, last)
-
-        held_out: list[Sequence] = []
-        if config.validate_every:
-            kept = Rows(folder, "validation")
-            held_out = kept.take(0, len(kept))
-        return _fixed(config, len(rows), supervised, held_out)
+        rows = Rows(run.rows, "train")
+        _check_longest(config, rows.sequences.longest, context)
+        last = bool(getattr(method.config, "last_turn_only", False))
+        batches = (
+            rows.sequences.length_grouped(config.batch_tokens, run.seed)
+            if config.batch_tokens
+            else _in_order(len(rows), config.batch)
+        )
+        kept = Rows(run.rows, "validation") if config.validate_every else None
+        held_out = [] if kept is None else kept.take(range(len(kept)), last_turn_only=last)
+        return _fixed(
+            config, batches, lambda batch: rows.take(batch, last_turn_only=last), held_out
+        )
     if method.source == "samples":
         log = read_log(Path(run.out) / "generate", Path(run.out) / "verify")
         units = method.select(log, run.seed)
@@ -88,11 +90,11 @@ def open_data(
         # Units of one batch stay apart: a group is a pair, or a single sample.
         return _fixed(
             config,
-            len(units),
-            lambda first, last: [
+            _in_order(len(units), config.batch),
+            lambda batch: [
                 method.mark(sequence.in_group(number))
-                for number, unit in enumerate(units[first:last])
-                for sequence in unit
+                for number, index in enumerate(batch)
+                for sequence in units[index]
             ],
             [],
         )
@@ -105,23 +107,34 @@ def open_data(
     path = folder / f"{name}_validation.parquet"
     kept_rows = kind(path) if config.validate_every and path.is_file() else None
     held = [method.mark(s) for i in range(len(kept_rows or ())) for s in unit_of(kept_rows, i)]
-    longest = max(len(s.prompt) + len(s.completion) for i in order for s in unit_of(judged, i))
-    _check_longest(config, longest, context)
+    _check_longest(config, judged.longest, context)
     return _fixed(
         config,
-        len(order),
-        lambda first, last: [method.mark(s) for i in order[first:last] for s in unit_of(judged, i)],
+        _in_order(len(order), config.batch),
+        lambda batch: [method.mark(s) for place in batch for s in unit_of(judged, order[place])],
         held,
     )
 
 
+def _in_order(count: int, size: int) -> list[range]:
+    """Return batches of `size` in order, fewer in the last one."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
 def _fixed(
     config: TrainConfig,
-    count: int,
-    take: Callable[[int, int], list[Sequence]],
+    batches: Seq[Seq[int]],
+    take: Callable[[Iterable[int]], list[Sequence]],
     held_out: list[Sequence],
 ) -> Data:
-    """Batches of what lies ready, in its order, epoch after epoch."""
+    """Batches of what lies ready, in their order, epoch after epoch."""
+    if not batches:
+        raise UserError(
+            f"stage {config.name!r}",
+            "the data stage has no training row for this method",
+            "at least one",
+            "give [data] or [mixture] a source of such rows",
+        )
     if config.validate_every and not held_out:
         raise UserError(
             f"stage {config.name!r}, key 'validate_every'",
@@ -129,13 +142,11 @@ def _fixed(
             "held-out rows, or validate_every = 0",
             "give a source validation problems, or set validate_every = 0",
         )
-    epoch = math.ceil(count / config.batch)
 
     def draw(step: int) -> tuple[list[Sequence], dict[str, float]]:
-        first = step % epoch * config.batch
-        return take(first, min(first + config.batch, count)), {}
+        return take(batches[step % len(batches)]), {}
 
-    return Data(draw, config.steps or epoch, held_out)
+    return Data(draw, config.steps or len(batches), held_out)
 
 
 def _check_longest(config: TrainConfig, longest: int, context: int) -> None:
@@ -144,7 +155,7 @@ def _check_longest(config: TrainConfig, longest: int, context: int) -> None:
             f"stage {config.name!r}",
             f"a row of {longest} tokens, and a model whose context holds {context}",
             "rows that fit",
-            "lower data.max_length, or raise model.context",
+            "lower max_length of [data] or [mixture], or raise model.context",
         )
 
 

@@ -45,6 +45,7 @@ from pipeline.methods import Method, create_method
 from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
 from pipeline.optimizer import build_optimizer, learning_rate, set_learning_rate
 from pipeline.plan import (
+    check_vocabulary,
     init_of,
     inputs_of,
     non_finite,
@@ -318,8 +319,14 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         return stage.final
     work = stage.begin()
     init = None if config.init == "model" and not run.model.path else init_of(run, config)
-    tokenizer = load_tokenizer(out / "data" / "tokenizer" if init is None else init)
-    profile = run.data.profile if init is None else profile_of(init, run.data.profile)
+    tokenizer = load_tokenizer(run.tokenizer if init is None else init)
+    profile = run.profile if init is None else profile_of(init, run.profile)
+    if init is not None and method.source in ("rows", "pairs", "steps"):
+        made_with = load_tokenizer(run.tokenizer)
+        check_vocabulary(made_with, init, tokenizer)
+        if method.source == "rows":
+            # The checkpoint speaks the layout and profile of what it was trained on.
+            tokenizer, profile = made_with, run.profile
     ends = load_formatter(tokenizer, profile).end_token_ids
     trainer = build_trainer(run, config, method, init, tokenizer)
     model = trainer.model

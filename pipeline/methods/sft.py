@@ -12,10 +12,15 @@ from pipeline.normaliser import Normaliser
 
 
 class Config(MethodConfig):
-    """Settings of SFT."""
+    """Settings of SFT.
+
+    Attributes:
+        last_turn_only: Whether only the last of several assistant turns carries loss.
+    """
 
     kind: str = "sft"
     normaliser: Normaliser = "token"
+    last_turn_only: bool = False
 
 
 class Sft(Imitation):

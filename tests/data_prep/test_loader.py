@@ -48,12 +48,6 @@ def test_sequences_hold_the_documents_in_order(stage):
         data[5]
 
 
-def test_batches_take_the_sequences_in_training_order(stage):
-    data = Sequences(stage, "train")
-    assert [list(batch) for batch in data.batches(2)] == [[0, 1], [2, 3], [4]]
-    assert [list(batch) for batch in data.batches(9)] == [[0, 1, 2, 3, 4]]
-
-
 def test_length_grouped_batches_pad_little_and_keep_to_the_budget(stage):
     data = Sequences(stage, "train")
     lengths = data.lengths
@@ -78,7 +72,7 @@ def test_views_are_of_the_mapped_file(stage):
 def test_an_empty_split_is_empty_and_a_missing_one_is_an_error(stage):
     empty = Sequences(stage, "validation")
     assert len(empty) == empty.longest == 0
-    assert empty.batches(3) == empty.length_grouped(8, 0) == []
+    assert empty.length_grouped(8, 0) == []
     next(stage.glob("train-00001-*")).unlink()
     with pytest.raises(UserError, match="2 of 3 shards"):
         Sequences(stage, "train")

@@ -94,7 +94,7 @@ def test_packed_documents_give_the_gradient_of_documents_alone(
 ):
     model = tiny(checkpoint)
     rows = Rows(stage, "train")
-    found = packed_gradient(model, rows.take(0, len(rows)), micro_tokens)
+    found = packed_gradient(model, rows.take(range(len(rows))), micro_tokens)
     expected = alone_gradient(model, drawn)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert float(expected.norm()) > 0.1
@@ -105,20 +105,20 @@ def test_a_sequence_read_as_one_text_gives_another_gradient(stage, checkpoint):
     rows = Rows(stage, "train")
     joined = []
     for index in range(len(rows)):
-        documents = rows.take(index, index + 1)
+        documents = rows.take([index])
         ids = [t for d in documents for t in d.prompt + d.completion]
         mask = [m for d in documents for m in [False] * len(d.prompt) + d.mask]
         joined.append(Sequence(ids[:1], ids[1:], mask[1:], index))
     model = tiny(checkpoint)
-    apart = packed_gradient(model, rows.take(0, len(rows)), 10_000)
+    apart = packed_gradient(model, rows.take(range(len(rows))), 10_000)
     as_one = packed_gradient(model, joined, 10_000)
     assert float((apart - as_one).norm() / apart.norm()) > 0.01
 
 
 def test_a_batch_is_the_documents_of_its_sequences(stage, drawn):
     rows = Rows(stage, "train")
-    assert rows.longest == max(LENGTHS)
-    whole = rows.take(0, len(rows))
+    assert rows.sequences.longest == max(LENGTHS)
+    whole = rows.take(range(len(rows)))
     assert sorted(len(s.prompt) + len(s.completion) for s in whole) == sorted(LENGTHS)
     texts = {
         tuple(ids.tolist()): mask.tolist() for ids, mask in zip(drawn.ids, drawn.masks, strict=True)
@@ -127,6 +127,21 @@ def test_a_batch_is_the_documents_of_its_sequences(stage, drawn):
         mask = texts[tuple(sequence.prompt + sequence.completion)]
         assert [0] * len(sequence.prompt) + [int(m) for m in sequence.mask] == mask
         assert sequence.mask[0]
-    parts = [rows.take(i, i + 1) for i in range(len(rows))]
+    parts = [rows.take([i]) for i in range(len(rows))]
     assert [s.prompt for part in parts for s in part] == [s.prompt for s in whole]
     assert len({s.group for s in whole}) == len(whole)
+
+
+def test_the_last_turn_alone_can_carry_the_loss(stage, drawn):
+    rows = Rows(stage, "train")
+    everything = rows.take(range(len(rows)))
+    last = rows.take(range(len(rows)), last_turn_only=True)
+    for one, other in zip(everything, last, strict=True):
+        assert one.prompt + one.completion == other.prompt + other.completion
+        whole = [False] * len(one.prompt) + one.mask
+        kept = [False] * len(other.prompt) + other.mask
+        # Turns are two tokens, and may be cut to one at the end of a document.
+        end = max(i for i, bit in enumerate(whole) if bit)
+        start = max([0, *(i + 1 for i in range(end) if not whole[i])])
+        assert kept == [start <= i <= end for i in range(len(whole))]
+    assert sum(sum(s.mask) for s in last) < sum(sum(s.mask) for s in everything)
