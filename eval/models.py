@@ -38,6 +38,13 @@ def fetch_model(model: str) -> tuple[Path, str]:
     return folder, f"{model}@{folder.name}"
 
 
+def is_scalar_model(folder: Path) -> bool:
+    """Return whether a folder holds a sequence classifier, which reward models are."""
+    config = folder / "config.json"
+    names = read_json(config).get("architectures") or [] if config.is_file() else []
+    return any("SequenceClassification" in str(name) for name in names)
+
+
 def check_model(folder: Path) -> None:
     """Check that a model folder is complete, before anything is loaded.
 
@@ -61,6 +68,13 @@ def check_model(folder: Path) -> None:
                 f"{what} ({' or '.join(patterns)})",
                 "copy the missing files, or name the folder that save_pretrained wrote",
             )
+    if is_scalar_model(folder):
+        raise UserError(
+            str(folder),
+            "a reward model, which answers no question",
+            "a causal language model",
+            "name the policy's folder, and this one as --reward-model",
+        )
     for index in sorted(folder.glob("*.safetensors.index.json")):
         named = set(read_json(index).get("weight_map", {}).values())
         missing = sorted(name for name in named if not (folder / name).is_file())

@@ -11,7 +11,6 @@ their differences within a question count.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from data_prep.errors import UserError
 from data_prep.jsonl import column, read_rows
 from data_prep.plugins import load_plugin
 from data_prep.run_folder import file_hash, input_hash
+from eval.models import is_scalar_model
 from pipeline.engines import Prompt
 from pipeline.model import load_tokenizer
 from pipeline.samples import Sample
@@ -52,8 +52,8 @@ class RewardModel:
         policy: Model folder of the checkpoint whose samples are scored.
 
     Raises:
-        UserError: There is no such folder or file, or the folder's tokenizer is another one
-            than the checkpoint's: the samples' tokens would mean something else to it.
+        UserError: There is no such folder or file, it is no reward model, or its tokenizer is
+            another one than the checkpoint's: the samples' tokens would mean something else to it.
     """
 
     def __init__(self, name: str, policy: Path) -> None:
@@ -72,6 +72,13 @@ class RewardModel:
                 f"no folder {name!r}",
                 "a reward model's folder, or a plug-in file ending in .py",
                 "check the path, or run the training stage that makes it",
+            )
+        if not is_scalar_model(path):
+            raise UserError(
+                f"reward_model {name}",
+                "a language model, which has no score",
+                "a sequence classifier with one label, as a reward_model stage writes it",
+                "name the reward model's own folder, or a plug-in file",
             )
         if _vocabulary(path) != _vocabulary(policy):
             raise UserError(
@@ -93,7 +100,9 @@ class RewardModel:
                     "add it; see eval/reward_model.py",
                 )
             return cast(Scorer, module.load_scorer())
-        return cast(Scorer, importlib.import_module("pipeline.scorer").load_scorer(self.name))
+        from pipeline.scorer import load_scorer
+
+        return cast(Scorer, load_scorer(self.name))
 
     def rows(
         self, prompts: Sequence[Prompt], samples: Iterable[Sample]

@@ -10,6 +10,7 @@ from itertools import combinations
 from statistics import mean
 
 import pytest
+import torch
 
 import eval.evaluate
 from data_prep.errors import UserError
@@ -22,7 +23,9 @@ from eval.report import main as report
 from eval.reward_model import RewardModel, read_scores
 from eval.run import main
 from eval.score import main as score
+from pipeline.critic import load_scalar_model
 from pipeline.engines import Prompt
+from pipeline.model import load_tokenizer
 from pipeline.samples import Sample
 from prompts import load_layout, load_profile
 
@@ -229,10 +232,71 @@ def test_a_reward_model_of_another_tokenizer_is_refused(tmp_path, checkpoint):
     profile = load_profile("embedded")
     other = train_tokenizer(["ab ba " * 50], 290, load_layout(profile.layout), profile.system)
     shutil.copytree(checkpoint, tmp_path / "other")
+    with pytest.raises(UserError, match="a language model, which has no score"):
+        RewardModel(str(tmp_path / "other"), checkpoint)
+    scalar_model(checkpoint, tmp_path / "other")
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="its tokenizer is not that of"):
         RewardModel(str(tmp_path / "other"), checkpoint)
-    assert RewardModel(str(checkpoint), checkpoint).identity
+
+
+def scalar_model(checkpoint, folder):
+    """Turn a checkpoint into a reward model with a random head; return it."""
+    torch.manual_seed(3)
+    model = load_scalar_model(checkpoint)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(folder)
+    load_tokenizer(checkpoint).save_pretrained(folder)
+    return model.eval()
+
+
+def test_a_reward_model_s_folder_scores_what_was_sampled(checkpoint, gsm8k_file, tmp_path):
+    """Against transformers' own classifier, sample by sample, on the tokens of the log."""
+    model = scalar_model(checkpoint, tmp_path / "reward")
+    words = [
+        "--model",
+        str(checkpoint),
+        "--suites",
+        f"gsm8k={gsm8k_file}",
+        "--n",
+        "4",
+        "--max-tokens",
+        "12",
+        "--workers",
+        "1",
+        "--bootstrap",
+        "200",
+        "--limit",
+        "6",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    main(words)
+    before = sorted((tmp_path / "out/samples").rglob("*-*.jsonl"))
+    stamps = [path.stat().st_mtime_ns for path in before]
+    main([*words, "--reward-model", str(tmp_path / "reward")])
+    assert [path.stat().st_mtime_ns for path in before] == stamps
+    folder = tmp_path / "out" / "eval-sft" / "gsm8k"
+    prompts = {r["problem_id"]: r["token_ids"] for _, r in read_rows(folder / "prompts.jsonl")}
+    scores = {
+        (r["problem_id"], r["sample_index"]): r["score"]
+        for _, r in read_rows(folder / "scores.jsonl")
+    }
+    seen = 0
+    for path in folder.glob("samples-*.jsonl"):
+        for _, row in read_rows(path):
+            ids = torch.tensor([prompts[row["problem_id"]] + row["token_ids"]])
+            with torch.no_grad():
+                states = model.model(input_ids=ids).last_hidden_state
+                expected = model.score(states)[0, -1, 0].item()
+            got = scores[row["problem_id"], row["sample_index"]]
+            assert got == pytest.approx(expected, abs=2e-5)
+            seen += 1
+    assert seen == 24 and len(set(scores.values())) > 12
+    figures = read_json(folder / "figures.json")["figures"]
+    assert "best@4" in figures and "weighted@4" in figures
+    with pytest.raises(UserError, match="a reward model, which answers no question"):
+        main(["--model", str(tmp_path / "reward"), *words[2:]])
 
 
 def test_a_sample_that_was_not_drawn_loses_to_every_other(tmp_path, checkpoint):
