@@ -1,9 +1,10 @@
 """What runs inside vLLM's workers: new weights, and a repair of vLLM's CPU build.
 
 On a CPU vLLM keeps the output embedding a second time, packed for its matrix product. Where the
-model ties it to the input embedding, `reload_weights` renews the input embedding and leaves the
-packed copy as it was (vLLM 0.32): after a push the logits are those of the old output embedding.
-So it is packed again. The repair does nothing on a GPU, where there is no packed copy.
+model ties it to the input embedding and the new weights do not name it (a model folder does not),
+`reload_weights` renews the input embedding and leaves the packed copy as it was (vLLM 0.32): the
+logits are then those of the old output embedding. So it is packed again. The repair does nothing
+on a GPU, where there is no packed copy.
 
 Servers get `Extension` by `--worker-extension-cls`; the engine in process calls `pack_again`.
 """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from data_prep.errors import UserError
+from pipeline.agreement import Agreement, AgreementConfig
 from pipeline.engines import Prompt, Sampling
 from pipeline.engines import embedded as embedded_engine
 from pipeline.generate import render_prompts
@@ -21,9 +23,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Heads of 32: the smallest that vLLM's CPU attention has."""
+    """Heads of 32: the smallest that vLLM's CPU attention has. Room for three cache blocks."""
     folder = tmp_path_factory.mktemp("vllm") / "tiny"
-    return make_checkpoint(folder, width=64, heads=2, kv_heads=1)
+    return make_checkpoint(folder, width=64, heads=2, kv_heads=1, context=512)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +106,9 @@ def test_more_prompt_tokens_than_one_step_takes(engines):
 
 def test_a_prompt_longer_than_the_context_fails_alone(engines, prompts):
     groups = engines[1].generate(
-        [Prompt("long", (30,) * 128), prompts[0]], Sampling(n=1, max_tokens=4)
+        [Prompt("long", (30,) * 512), prompts[0]], Sampling(n=1, max_tokens=4)
     )
-    assert "128 tokens" in str(groups[0].error)
+    assert "512 tokens" in str(groups[0].error)
     assert len(groups[1].completions) == 1
 
 
@@ -137,3 +139,89 @@ def test_penalty_min_p_stop_tokens_and_budgets_mean_the_same(engines, prompts, t
             assert not set(completion.token_ids[:-1]) & set(stops)
             if completion.token_ids[-1] in stops:
                 assert completion.finish_reason == "stop"
+
+
+@pytest.fixture
+def probe(engines, prompts, checkpoint, tmp_path):
+    """Prove a push to vLLM; give back what was found."""
+    from data_prep.jsonl import read_json
+
+    model = load_model(checkpoint)
+    agreement = Agreement(
+        AgreementConfig(),
+        model,
+        0.7,
+        8192,
+        autocast=False,
+        sampler_dtype="float32",
+        bos_token_id=1,
+    )
+
+    def run():
+        note = tmp_path / "agreement.json"
+        agreement.prove_push(engines[1], prompts, 512, 1, note)
+        return read_json(note)
+
+    yield run
+    # Whatever a fault left behind.
+    engines[1].load_weights(model.state_dict().items(), 2)
+
+
+def test_after_a_push_the_log_probs_agree_to_a_thousandth(probe):
+    found = probe()
+    assert found["gap_before"] < 1e-3
+    assert found["gap_after_push"] < 1e-3
+    assert found["distance_of_pushed_weights"] > 0.05
+
+
+def test_a_prefix_cache_that_is_not_reset_is_caught(probe, engines, monkeypatch):
+    monkeypatch.setattr(engines[1]._llm, "reset_prefix_cache", lambda: True)
+    with pytest.raises(UserError, match=r"(?s)after a push of other weights.*stale cache"):
+        probe()
+
+
+def test_weights_that_are_not_taken_are_caught(probe, engines, checkpoint, monkeypatch):
+    engines[1].load_weights(load_model(checkpoint).state_dict().items(), 1)
+    monkeypatch.setattr(engines[1]._llm, "collective_rpc", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"(?s)after a push of other weights.*stale weights"):
+        probe()
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_a_tied_output_embedding_has_to_be_packed_again(
+    probe, engines, prompts, checkpoint, monkeypatch, repaired
+):
+    """vLLM 0.32 on a CPU keeps its packed copy where a push does not name it, as folders do not."""
+    from pipeline.engines import vllm as vllm_engine
+
+    if not repaired:
+        monkeypatch.setattr(vllm_engine, "pack_again", lambda worker: None)
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        embedding = model.get_input_embeddings().weight
+        embedding.add_(0.1 * torch.randn(embedding.shape, generator=torch.Generator()))
+    engines[1].load_weights(((n, p) for n, p in model.named_parameters()), 3)
+    gaps = []
+    for group in engines[1].generate(prompts[:10], Sampling(n=1, max_tokens=8)):
+        (completion,) = group.completions
+        ids = torch.tensor([[*group.prompt.token_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logp = torch.log_softmax(model(ids).logits[0], dim=-1)
+        first = len(group.prompt.token_ids) - 1
+        gaps += [
+            abs(float(logp[first + i, token]) - value)
+            for i, (token, value) in enumerate(
+                zip(completion.token_ids, completion.logprobs, strict=True)
+            )
+        ]
+    assert (max(gaps) < 1e-3) is repaired
+
+
+def test_what_needs_a_gpu_is_refused_without_one(checkpoint):
+    from pipeline.engines import vllm as vllm_engine
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    for options in ({"sleep": True}, {"transfer": "ipc"}):
+        with pytest.raises(UserError, match="without a GPU"):
+            vllm_engine.create(vllm_engine.Config(**options), checkpoint)
