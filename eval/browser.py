@@ -17,6 +17,7 @@ from typing import Any
 from data_prep.schema import read_problems
 from eval.collect import Results, load_suite
 from eval.grading import Graded, read_graded
+from eval.reward_model import read_scores
 from eval.sample_log import log_shards
 from pipeline.samples import Sample, read_samples
 
@@ -109,7 +110,7 @@ def browser_blocks(results: Results, index: dict[str, Any]) -> Iterator[tuple[st
 
     A block is a list of items; an item is a list of samples, the greedy one first; a sample is
     [text, outcome letter, extracted answer, rule, class, tokens, finish reason, detail, second
-    grader's outcome letter or null].
+    grader's outcome letter or null, reward model's score or null].
     """
     for checkpoint, suite in results.pairs():
         known = index["suites"][suite]
@@ -121,16 +122,22 @@ def browser_blocks(results: Results, index: dict[str, Any]) -> Iterator[tuple[st
         first = _texts(folder, "greedy")
         second = second_outcomes(results, checkpoint, suite)
         letters = second or [[None] * (known["n"] + 1)] * len(sampled)
+        scores = [[None] * (known["n"] + 1)] * len(sampled)
+        if (scored := folder / "scores.jsonl").is_file():
+            wanted = {group[0].problem_id: range(known["n"]) for group in sampled}
+            scores = [[None, *row] for row in read_scores(scored, wanted)]
         size = known["block"]
         items: list[list[Any]] = []
         number = 0
-        for group, row, several, single, other in zip(
-            sampled, greedy, texts, first, letters, strict=True
+        for group, row, several, single, other, values in zip(
+            sampled, greedy, texts, first, letters, scores, strict=True
         ):
             items.append(
                 [
-                    _sample(g, t, o)
-                    for g, t, o in zip([row, *group], [*single, *several], other, strict=True)
+                    _sample(g, t, o, v)
+                    for g, t, o, v in zip(
+                        [row, *group], [*single, *several], other, values, strict=True
+                    )
                 ]
             )
             if len(items) == size:
@@ -151,7 +158,7 @@ def _texts(folder: Path, label: str) -> Iterator[list[str]]:
         yield [sample.text for sample in group]
 
 
-def _sample(row: Graded, text: str, second: str | None) -> list[Any]:
+def _sample(row: Graded, text: str, second: str | None, score: float | None) -> list[Any]:
     if len(text) > LONGEST_TEXT:
         text = f"{text[:LONGEST_TEXT]} … ({len(text) - LONGEST_TEXT} characters more in the log)"
     return [
@@ -164,6 +171,7 @@ def _sample(row: Graded, text: str, second: str | None) -> list[Any]:
         row.finish_reason,
         row.detail,
         second,
+        score,
     ]
 
 

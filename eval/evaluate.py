@@ -174,7 +174,8 @@ def evaluate(job: Job) -> Path:
         pools: dict[str, VerifierPool] = {}
         for name, rows in problems.items():
             print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
-            print("\n".join(f"  {line}" for line in notes[name]), file=sys.stderr)
+            # Whole prompts are for --dry-run; here it is only that nobody samples blindly.
+            print("\n".join(f"  {shorten(line)}" for line in notes[name]), file=sys.stderr)
             plan, folder = plans[name], work / name
             folder.mkdir(exist_ok=True)
             write_json(folder / "generation.json", plan.generation)
@@ -191,6 +192,11 @@ def evaluate(job: Job) -> Path:
         if old.parent.name not in problems and _still_holds(old, weights):
             link_folder(old.parent, work / old.parent.name)
     return stage.complete(suites=list(problems), samples=samples, model=str(job.model))
+
+
+def shorten(line: str, most: int = 160) -> str:
+    """Return a line without its middle where it is longer than that."""
+    return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
 
 
 @dataclass(frozen=True, slots=True)

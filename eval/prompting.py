@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,28 +59,36 @@ def preflight(
         problems: The problems, whose reference solutions a stop string must not cut.
 
     Raises:
-        UserError: A prompt starts with two BOS tokens, or a stop string is empty.
+        UserError: A prompt has two BOS tokens side by side, or a stop string is empty.
     """
     first = list(prompts[0].token_ids)
     bos = tokenizer.bos_token_id
     lines = [
-        f"prompt of {prompts[0].id}: {len(first)} tokens, starting with {first[:24]}",
+        f"prompt of {prompts[0].id}: {len(first)} tokens {first}",
         f"as text: {tokenizer.decode(first)!r}",
     ]
     if bos is None:
         lines.append("BOS: the tokenizer has none")
     else:
         for prompt in prompts:
-            if prompt.token_ids[:2] == (bos, bos):
+            if any(a == b == bos for a, b in pairwise(prompt.token_ids)):
                 raise UserError(
                     f"prompt of {prompt.id}",
-                    f"starts with two BOS tokens (id {bos})",
+                    f"has two BOS tokens side by side (id {bos})",
                     "one",
                     "the chat template adds a BOS and so does the tokenizer: switch off "
                     "add_bos_token in tokenizer_config.json, or take it out of the template",
                 )
         counts = sorted({sum(token == bos for token in p.token_ids) for p in prompts})
         lines.append(f"BOS (id {bos}) a prompt: {' or '.join(map(str, counts))}")
+    for token in sorted(tokenizer.get_added_vocab()):
+        # Such a question would close its own turn, or open another.
+        inside = [p.id for p in problems if token.strip() and token in p.question]
+        if inside:
+            lines.append(
+                f"the template's token {token!r} stands as text in {len(inside)} questions "
+                f"(such as {inside[0]}): the model reads it as the token"
+            )
     for text in stop:
         if not text:
             raise UserError("profile, key 'stop'", "an empty string", "a text", "remove it")

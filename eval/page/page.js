@@ -155,7 +155,7 @@
     return columns;
   };
 
-  const card = ([text, outcome, extracted, rule, kind, tokens, finish, detail, second], number) => {
+  const card = ([text, outcome, extracted, rule, kind, tokens, finish, detail, second, score], number) => {
     const sample = make("article", `sample ${outcome}`);
     const head = make("p");
     head.append(make("span", "badge", OUTCOMES[outcome].join(" ")));
@@ -168,6 +168,7 @@
     if (rule) head.append(make("span", "", `rule ${rule}`));
     if (kind !== null && number > 0) head.append(make("span", "", `class ${kind + 1}`));
     head.append(make("span", "", `${tokens} tokens`));
+    if (score !== null) head.append(make("span", "", `score ${score.toFixed(2)}`));
     if (finish === "length") head.append(make("span", "", "truncated"));
     if (second && (second === "c") !== (outcome === "c")) {
       head.append(make("span", "badge", `second grader: ${OUTCOMES[second][1]}`));

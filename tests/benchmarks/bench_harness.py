@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model folder (default: a small one, trained)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the published files")
     parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--max-tokens", type=int, default=256, help="the harness's own default")
     parser.add_argument("--batch-sizes", nargs="+", default=["16", "64"])
     parser.add_argument("--rounds", type=int, default=3)
     known = parser.parse_args()

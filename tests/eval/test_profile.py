@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from data_prep.errors import UserError
@@ -105,11 +107,22 @@ class Tokens:
     def decode(self, ids):
         return " ".join(map(str, ids))
 
+    def get_added_vocab(self):
+        return {"<|end|>": 2}
+
 
 def test_preflight_refuses_two_bos_and_reports_collisions():
     good = [Prompt("a", (1, 5, 6))]
     lines = preflight(good, Tokens(), ["\n\n"], [PROBLEM])
     assert "BOS (id 1) a prompt: 1" in lines
     assert any("stands in 1 reference solutions" in line for line in lines)
-    with pytest.raises(UserError, match="starts with two BOS tokens"):
+    with pytest.raises(UserError, match="has two BOS tokens side by side"):
         preflight([*good, Prompt("b", (1, 1, 5))], Tokens(), [], [PROBLEM])
+    with pytest.raises(UserError, match="prompt of b: has two BOS tokens side by side"):
+        preflight([*good, Prompt("b", (7, 1, 1))], Tokens(), [], [PROBLEM])
+    posing = replace(PROBLEM, question="What does <|end|> mean?")
+    assert any(
+        "'<|end|>' stands as text in 1 questions" in line
+        for line in preflight(good, Tokens(), [], [posing])
+    )
+    assert not any("stands as text" in line for line in lines)
