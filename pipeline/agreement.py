@@ -40,6 +40,7 @@ from tqdm import tqdm
 from data_prep.config import Config
 from data_prep.errors import UserError
 from data_prep.jsonl import write_json
+from pipeline.adapters import plain_weights
 from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.engines import Engine, Prompt, Sampling
 from pipeline.policy import logprobs_of
@@ -135,7 +136,7 @@ class Agreement:
             return
         asked = probe_prompts(list(prompts), context)
         sampling = Sampling(n=1, temperature=self.temperature, max_tokens=PROBE_TOKENS)
-        engine.load_weights(self.model.state_dict().items(), version)
+        engine.load_weights(plain_weights(self.model), version)
         before = self._sampled(engine, asked, sampling)
         first = self._gap(before)
         if first > self.tolerance:
@@ -152,7 +153,7 @@ class Agreement:
                 distance = float((after - self.logprobs(before)).abs().mean())
                 moved, amount = amount, 2 * amount
             _move(self.model, moved)
-            engine.load_weights(self.model.state_dict().items(), MOVED)
+            engine.load_weights(plain_weights(self.model), MOVED)
             again = self._sampled(engine, asked, sampling)
             second = self._gap(again)
             if second > self.tolerance:

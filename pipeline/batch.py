@@ -42,6 +42,10 @@ class Sequence:
         level: Difficulty of the problem, for the records.
         text: The completion as text; empty for data that was not sampled.
         staleness: Training steps between the policy that sampled it and the one that it trains.
+        problem_id: Of the problem that it answers; empty for data that was not sampled.
+        sample_index: Which of the problem's samples it is.
+        answer: What the verifier read as its answer, in normal form where it has one; empty for
+            none.
     """
 
     prompt: list[int]
@@ -60,6 +64,9 @@ class Sequence:
     level: str = ""
     text: str = ""
     staleness: int = 0
+    problem_id: str = ""
+    sample_index: int = 0
+    answer: str = ""
 
     def signed(self, sign: int) -> Sequence:
         """Return a copy that stands on one side of a preference pair."""

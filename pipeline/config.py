@@ -11,10 +11,12 @@ from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
 from data_prep.mixture_config import MixtureConfig
+from pipeline.adapters import LoraConfig
 from pipeline.agreement import AgreementConfig
 from pipeline.correction import CorrectionConfig
 from pipeline.engines import Sampling, StopString
 from pipeline.model import ModelConfig
+from pipeline.monitor import MonitorConfig
 from pipeline.reward import RewardConfig
 
 
@@ -127,6 +129,12 @@ class TrainConfig(Config):
         agreement: What is done where sampler and trainer compute different log-probs.
         allow_truncated_sampling: Whether online methods may sample with top_p, top_k or min_p:
             the policy that is trained is then not the one that samples.
+        lora: Low-rank adapters in place of the whole model; off at rank 0. A separate critic
+            gets adapters too.
+        watch_reference: Whether π_ref is asked also where the method needs none, so that the
+            records have the KL to it.
+        gradient_checkpointing: Whether the backward pass computes the layers' activations again
+            rather than keep them: less memory, a third more time, the same gradient.
         micro_tokens: Largest number of tokens in one forward pass.
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.
@@ -134,6 +142,7 @@ class TrainConfig(Config):
         validate_every: Steps between looks at held-out data: the loss on validation rows or
             pairs, or the share of validation problems that greedy samples solve; 0 never.
         validate_limit: Validation problems an online method looks at.
+        monitor: Thresholds of the warnings about how an online method goes.
     """
 
     name: str
@@ -151,11 +160,15 @@ class TrainConfig(Config):
     staleness: int = Field(default=0, ge=0)
     agreement: AgreementConfig = AgreementConfig()
     allow_truncated_sampling: bool = False
+    lora: LoraConfig = LoraConfig()
+    watch_reference: bool = False
+    gradient_checkpointing: bool = False
     micro_tokens: int = Field(default=16384, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=50, ge=1)
     validate_every: int = Field(default=0, ge=0)
     validate_limit: int = Field(default=128, ge=1)
+    monitor: MonitorConfig = MonitorConfig()
 
 
 class EvaluateConfig(Config):

@@ -110,4 +110,7 @@ def load_scalar_model(path: str | Path, dtype: str = "float32") -> PreTrainedMod
 def critic_of(model: PreTrainedModel) -> Critic:
     """Return a scalar model's parts as a critic; they share their parameters with it."""
     scalar: Any = model
-    return Critic(scalar.score, scalar.base_model)
+    # Beside adapters the head is trained as a copy that peft keeps.
+    copies = getattr(scalar.score, "modules_to_save", None)
+    head = scalar.score if copies is None else copies["default"]
+    return Critic(head, scalar.base_model)

@@ -16,10 +16,13 @@ Source: 000_… eq. 15 to 17 and 003_… (k3); methods.md sections 5 and 6 (k1, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.batch import Tokens
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -38,6 +41,21 @@ def estimate(kind: Estimator, logp: Tensor, ref_logp: Tensor) -> Tensor:
     if kind == "k2":
         return d.square() / 2.0
     return torch.exp(-d) + d - 1.0
+
+
+def figures(tokens: Tokens, logp: Tensor) -> dict[str, float]:
+    """Return the means of all three over the tokens, nats a token.
+
+    Returns:
+        update_kl_k1 … k3: of the policy after the updates on a batch to the one before them.
+        kl_k1 … k3: to the reference, where there is one.
+    """
+    found = {}
+    for prefix, other in (("update_kl", tokens.old_logp), ("kl", tokens.ref_logp)):
+        if other is not None:
+            for kind in ("k1", "k2", "k3"):
+                found[f"{prefix}_{kind}"] = float(estimate(kind, logp, other).mean())
+    return found
 
 
 def slope(kind: Literal["k2", "k3"], logp: Tensor, ref_logp: Tensor) -> Tensor:

@@ -155,6 +155,8 @@ def save_checkpoint(
 ) -> None:
     """Write a complete model folder: weights, tokenizer, template, generation config.
 
+    Adapters in the model are merged into the weights that are written; the model stays as it is.
+
     Args:
         folder: Where.
         model: A policy or a reward model.
@@ -166,6 +168,7 @@ def save_checkpoint(
     from transformers import GenerationConfig
 
     from data_prep.jsonl import write_json
+    from pipeline.adapters import plain_weights
 
     generation = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -176,7 +179,7 @@ def save_checkpoint(
     )
     if model.can_generate():
         model.generation_config = generation
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=dict(plain_weights(model)))
     tokenizer.save_pretrained(folder)
     write_json(folder / "boxed.json", {"profile": profile, **({"reads": reads} if reads else {})})
 

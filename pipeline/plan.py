@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.jsonl import write_rows
-from pipeline.batch import Sequence
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.generate import checkpoint_of
 from pipeline.methods import Method
@@ -50,6 +48,7 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "a number of steps",
             "set `steps`",
         )
+    _refuse_training(where, config, method)
     if method.source != "policy":
         plain = TrainConfig(name=config.name, method=config.method)
         for key in (
@@ -116,6 +115,31 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "samples of the whole distribution: truncation biases every ratio",
             "set top_p = 1, top_k = 0 and min_p = 0 under [sampling], or "
             "allow_truncated_sampling = true",
+        )
+
+
+def _refuse_training(where: str, config: TrainConfig, method: Method) -> None:
+    """Refuse ways of training that the method cannot use."""
+    if config.lora.dropout and method.source == "policy":
+        raise UserError(
+            f"{where} 'lora.dropout'",
+            f"{config.lora.dropout} with a method that samples",
+            "0: with dropout the trainer's log-probs are not those of the policy that sampled",
+            "remove the key",
+        )
+    if not config.lora.rank and config.lora != type(config.lora)():
+        raise UserError(
+            f"{where} 'lora.rank'",
+            "0, which is no adapter, beside other keys of lora",
+            "a rank",
+            "set lora.rank, or remove the others",
+        )
+    if config.watch_reference and method.trains == "scores":
+        raise UserError(
+            f"{where} 'watch_reference'",
+            f"true for {config.method.kind!r}, which trains no policy",
+            "a policy to hold against its reference",
+            "remove the key",
         )
 
 
@@ -189,7 +213,7 @@ def check_vocabulary(tokenizer: Any, init: str | Path, own: Any) -> None:
 def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:
     """Return what decides this stage's result, beside its inputs."""
     settings: dict[str, Any] = {
-        "train": config.model_dump(mode="json", exclude={"save_every", "agreement"}),
+        "train": config.model_dump(mode="json", exclude={"save_every", "agreement", "monitor"}),
         "seed": run.seed,
         "dtype": run.model.dtype,
     }
@@ -229,28 +253,3 @@ def inputs_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, 
     if method.source == "samples":
         inputs |= {"generate": out / "generate", "verify": out / "verify"}
     return inputs
-
-
-def non_finite(error: FloatingPointError, sequences: list[Sequence], folder: Path) -> UserError:
-    """Keep the batch that broke the step, and say where it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "batch.jsonl"
-    write_rows(
-        path,
-        (
-            {
-                "prompt": s.prompt,
-                "completion": s.completion,
-                "reward": s.reward,
-                "advantage": s.advantage,
-                "text": s.text,
-            }
-            for s in sequences
-        ),
-    )
-    return UserError(
-        str(error),
-        f"the batch is kept in {path}",
-        "finite numbers",
-        "look at the batch, or lower the learning rate; the command goes on from the last state",
-    )

@@ -1,32 +1,54 @@
-"""What a step leaves behind: a row of figures, and a line on the screen."""
+"""What a step leaves behind: a row of figures, a line on the screen, warnings where due.
+
+`steps.jsonl` is repeatable bit for bit; what is not (rates) stands in `timing.jsonl`. A figure of
+`steps.jsonl` is a number, null where it is not finite, or a list: `advantage_histogram` counts the
+step's tokens by advantage, between `HISTOGRAM_EDGES` and in one bin more at either end.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.jsonl import dump_row, read_rows, write_rows
 from pipeline.batch import Sequence
+from pipeline.monitor import Monitor
+
+# Of advantages, in the units of the method: standard deviations for GRPO, rewards for others.
+HISTOGRAM_EDGES = (-3.0, -2.0, -1.5, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 1.5, 2.0, 3.0)
+# Names of the shares of groups by their own accuracy, and the largest accuracy of each.
+SOLVED = (("none", 0.0), ("few", 0.25), ("some", 0.75), ("most", 1.0 - 1e-9), ("all", 1.0))
+
+Figures = Mapping[str, Any]
 
 
 class Records:
     """Appends figures to `steps.jsonl` (repeatable) and rates to `timing.jsonl` (not).
+
+    What the monitor has to say is appended to `warnings.jsonl`.
 
     Args:
         folder: The stage's working folder.
         start: First step of this process; later rows of an interrupted one are dropped.
         total: Steps in all.
         label: Name on the progress bar.
+        monitor: Looks at every row.
     """
 
-    def __init__(self, folder: Path, start: int, total: int, label: str) -> None:
-        """Cut the files back to `start` and open the bar."""
-        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "timing")}
-        for path in self.paths.values():
+    def __init__(
+        self, folder: Path, start: int, total: int, label: str, monitor: Monitor | None = None
+    ) -> None:
+        """Cut the files back to `start`, show the monitor what is left, and open the bar."""
+        self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "timing", "warnings")}
+        self.monitor = monitor
+        for name, path in self.paths.items():
             kept = []
             if path.is_file() and path.stat().st_size:
                 # A line cut off by a kill is beyond the last saved state, so it may go.
@@ -35,25 +57,54 @@ class Records:
                 if len(lines) > 1:
                     kept = [row for _, row in read_rows(path) if row["step"] < start]
             write_rows(path, kept)
+            if name == "steps" and monitor is not None:
+                for row in kept:
+                    monitor.observe(row)
         self.bar = tqdm(total=total, initial=start, desc=label, unit="step", leave=True)
 
-    def write(self, step: int, figures: dict[str, float], timing: dict[str, float]) -> None:
+    def write(self, step: int, figures: Figures, timing: Figures) -> None:
         """Append a step's figures; what is not finite is written as null."""
-        rows = {"steps": figures, "timing": timing}
-        for name, row in rows.items():
-            finite = {
-                key: (float(f"{value:.7g}") if math.isfinite(value) else None)
-                for key, value in row.items()
-            }
-            with self.paths[name].open("a", encoding="utf-8") as file:
-                file.write(dump_row({"step": step, **finite}))
+        row = {"step": step, **{key: _short(value) for key, value in figures.items()}}
+        self._append("steps", row)
+        self._append("timing", {"step": step, **{k: _short(v) for k, v in timing.items()}})
+        if self.monitor is not None:
+            for warned in self.monitor.observe(row):
+                self._append("warnings", warned.to_row())
+                self.monitor.say(warned)
         shown = ("reward_mean", "objective", "accuracy", "entropy", "validation_loss")
         self.bar.set_postfix({key: f"{figures[key]:.3f}" for key in shown if key in figures})
         self.bar.update(1)
 
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with self.paths[name].open("a", encoding="utf-8") as file:
+            file.write(dump_row(row))
+
     def close(self) -> None:
         """Close the bar."""
         self.bar.close()
+
+
+def _short(value: Any) -> Any:
+    """Return a number to seven digits, None for one that is not finite; lists item by item."""
+    if isinstance(value, list | tuple):
+        return [_short(inner) for inner in value]
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def advantage_figures(advantage: Tensor) -> dict[str, Any]:
+    """Return mean, spread and histogram of a step's advantages, one a token.
+
+    Args:
+        advantage: [T].
+    """
+    values = advantage.detach().double().cpu()
+    edges = torch.tensor(HISTOGRAM_EDGES, dtype=torch.float64)
+    counts = torch.bincount(torch.bucketize(values, edges), minlength=len(edges) + 1)
+    return {
+        "advantage_mean": float(values.mean()),
+        "advantage_std": float(values.std(unbiased=False)),
+        "advantage_histogram": counts.tolist(),
+    }
 
 
 def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
@@ -68,7 +119,8 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
     Returns:
         reward_mean, reward_std, accuracy, its split by level, share of groups without signal,
         lengths of correct and incorrect completions, truncation share, unscored share, distinct
-        completions a group.
+        completions and distinct answers a group. `groups_solved_…` are shares of groups by their
+        own accuracy a: none (0), few (up to ¼), some (up to ¾), most (below 1), all (1).
     """
     scored = [s for s in sequences if s.reward is not None]
     if not scored:
@@ -97,6 +149,10 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
     figures["distinct_completions"] = sum(
         len({s.text for s in group}) for group in by_group.values()
     ) / len(by_group)
+    figures["distinct_answers"] = sum(
+        len({s.answer for s in group if s.answer}) for group in by_group.values()
+    ) / len(by_group)
+    figures |= _solved(judged)
     for name, wanted in (("correct", True), ("incorrect", False)):
         lengths = [len(s.completion) for s in judged if s.correct is wanted]
         if lengths:
@@ -107,6 +163,18 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
                 members
             )
     return figures
+
+
+def _solved(judged: list[Sequence]) -> dict[str, float]:
+    """Return the shares of groups by their own accuracy; nothing without verdicts."""
+    groups: dict[int, list[bool]] = defaultdict(list)
+    for sequence in judged:
+        groups[sequence.group].append(bool(sequence.correct))
+    counts = dict.fromkeys((name for name, _ in SOLVED), 0)
+    for group in groups.values():
+        accuracy = sum(group) / len(group)
+        counts[next(name for name, upper in SOLVED if accuracy <= upper)] += 1
+    return {f"groups_solved_{k}": n / len(groups) for k, n in counts.items() if groups}
 
 
 def over_parts(parts: list[tuple[int, dict[str, Any]]]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pydantic import Field, model_validator
 
 from data_prep.config import Config
+from pipeline.non_finite import NonFiniteError
 from verifiers import Outcome, Verdict
 from verifiers.checkers import load_checker
 from verifiers.checkers.steps import split_steps, step_reward
@@ -151,7 +152,7 @@ class RewardMaker:
             verdicts: One each; None where there is no gold answer.
 
         Raises:
-            FloatingPointError: A model's score is not finite.
+            NonFiniteError: A model's score is not finite; it stands as the reward then.
         """
         config = self.config
         base = [self._rule(verdict) for verdict in verdicts]
@@ -187,7 +188,9 @@ class RewardMaker:
             raise ValueError("a weight for the model's score, and no model")
         scores = self.scorer.score([s.prompt for s in sequences], [s.completion for s in sequences])
         if not all(map(math.isfinite, scores)):
-            raise FloatingPointError("a score of the reward model is not finite")
+            for sequence, score in zip(sequences, scores, strict=True):
+                sequence.reward = score
+            raise NonFiniteError("a score of the reward model is not finite", sequences)
         if self.config.squash == "sigmoid":
             return [1.0 / (1.0 + math.exp(-score)) for score in scores]
         return scores
@@ -215,7 +218,10 @@ class RewardMaker:
                 if value is None:
                     continue
                 if not math.isfinite(value):
-                    raise FloatingPointError("a score of the process reward model is not finite")
+                    sequence.steps = [(place, value)]
+                    raise NonFiniteError(
+                        "a score of the process reward model is not finite", sequences
+                    )
                 by_token[place] += self.config.process_weight * value
             by_token[last] += sequence.reward or 0.0
             sequence.steps = sorted(by_token.items())

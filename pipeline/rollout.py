@@ -17,6 +17,7 @@ from data_prep.schema import Problem
 from pipeline.batch import Sequence
 from pipeline.engines import Engine, Group, Prompt, Sampling
 from pipeline.methods import Method
+from pipeline.non_finite import NonFiniteError
 from pipeline.reward import RewardMaker
 from verifiers import Verdict, VerifierPool
 
@@ -152,7 +153,7 @@ class Rollouts:
         staleness = step - self.engine.policy_version
         sequences: list[Sequence] = []
         for number, (i, group) in enumerate(zip(indices, groups, strict=True), start=first):
-            for completion in group.completions:
+            for index, completion in enumerate(group.completions):
                 verdict = verdicts[len(sequences)]
                 scored = verdict is not None and verdict.is_scorable
                 sequences.append(
@@ -167,12 +168,17 @@ class Rollouts:
                         level=self.problems[i].level,
                         text=completion.text,
                         staleness=staleness,
+                        problem_id=group.prompt.id,
+                        sample_index=index,
+                        answer=_answer(verdict),
                     )
                 )
         self.rewards.fill(sequences, verdicts)
         for sequence in sequences:
             if sequence.reward is not None:
                 sequence.reward = self.method.shape(sequence.reward, sequence, sampling.max_tokens)
+        if not all(math.isfinite(s.reward) for s in sequences if s.reward is not None):
+            raise NonFiniteError(f"a reward of step {step} is not finite", sequences)
         place = 0
         for group in groups:
             if group.error is not None:
@@ -193,6 +199,7 @@ class Rollouts:
                         "staleness": staleness,
                         "seed": completion.seed,
                         "outcome": None if verdict is None else verdict.outcome.value,
+                        "answer": None if verdict is None else verdict.extracted,
                         "reward": sequence.reward,
                         **({"steps": sequence.steps} if sequence.steps else {}),
                     }
@@ -208,3 +215,7 @@ class Rollouts:
         ]
         found = iter(self.pool.verify_many([pair for pair in asked if pair[0]]))
         return [next(found) if gold else None for gold, _ in asked]
+
+
+def _answer(verdict: Verdict | None) -> str:
+    return "" if verdict is None else verdict.answer_normal or verdict.extracted or ""

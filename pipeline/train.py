@@ -23,9 +23,10 @@ import argparse
 import math
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,27 +35,31 @@ from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.formatting import load_formatter
 from data_prep.run_folder import Stage
+from pipeline import divergence
+from pipeline.adapters import Adapters, plain_weights
 from pipeline.agreement import Agreement
 from pipeline.ahead import Ahead
 from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
 from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.correction import gap_figures, importance
 from pipeline.critic import Critic, critic_of, load_scalar_model, value_head
+from pipeline.engines import sample_seed
 from pipeline.generate import checkpoint_of, profile_of
 from pipeline.methods import Method, create_method
 from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
+from pipeline.monitor import Monitor
+from pipeline.non_finite import NonFiniteError, keep_batch
 from pipeline.optimizer import build_optimizer, learning_rate, set_learning_rate
 from pipeline.plan import (
     check_vocabulary,
     init_of,
     inputs_of,
-    non_finite,
     refuse_nonsense,
     settings_of,
     truncated_sampling,
 )
 from pipeline.policy import check_head, hidden_states, token_logprobs
-from pipeline.records import Records, over_parts
+from pipeline.records import Records, advantage_figures, over_parts
 from pipeline.replay import Replay
 from pipeline.source import Data, open_data
 from pipeline.state import Part, load_state, save_state
@@ -90,6 +95,8 @@ class Trainer:
         model: The policy, or the reward model.
         reference: The frozen π_ref, where the method needs one.
         critic: V, where the method has one.
+        adapters: Those in the model, where they are trained in its place; without them it is the
+            reference.
     """
 
     def __init__(
@@ -100,8 +107,10 @@ class Trainer:
         model: Any,
         reference: Any = None,
         critic: Critic | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """Build the optimizer."""
+        self.adapters = adapters
         self.scores = critic_of(model) if method.trains == "scores" else None
         if self.scores is None:
             check_head(model)
@@ -126,28 +135,52 @@ class Trainer:
         """Return what a saved state holds."""
         parts = {name: Part(module, self.optimizer) for name, module in self.trained.items()}
         if self.reference is not None and self.config.iterations > 1:
-            parts["reference"] = Part(self.reference)
+            kept: Any = self.adapters.frozen if self.adapters else self.reference
+            parts["reference"] = Part(kept)
         return parts
 
-    def update(self, sequences: list[Sequence], step: int, total: int) -> dict[str, float]:
-        """Take the method's optimizer steps on one batch; return the figures."""
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the policy's weights by their plain names, adapters merged in."""
+        return plain_weights(self.model)
+
+    def reset_reference(self) -> None:
+        """Make π_ref what π_θ is now, where there is one."""
+        if self.adapters is not None and self.reference is not None:
+            self.adapters.reset_reference()
+        elif self.reference is not None:
+            self.reference.load_state_dict(self.model.state_dict())
+
+    def update(self, sequences: list[Sequence], step: int, total: int) -> dict[str, Any]:
+        """Take the method's optimizer steps on one batch; return the figures.
+
+        Raises:
+            NonFiniteError: The objective or a gradient is not finite; no step was taken on it.
+        """
+        if self.config.lora.dropout:
+            torch.manual_seed(sample_seed(self.run.seed, step, f"dropout/{self.config.name}", 0))
         tokens = self.flat(sequences)
         rate = learning_rate(self.config.optimizer, step, total)
         set_learning_rate(self.optimizer, rate)
-        figures: dict[str, float] = {}
+        figures: dict[str, Any] = {}
         last = self.method.config.updates - 1
         for inner in range(last + 1):
             found, own = self._accumulate(sequences, tokens)
             if inner == 0 and self.agreement is not None:
                 self.agreement.judge(found["sampler_gap_mean"], sequences)
+            if not math.isfinite(found["objective"]):
+                words = f"the objective of step {step} is {found['objective']}"
+                raise NonFiniteError(words, sequences)
             norms = {name: self._clip(module) for name, module in self.trained.items()}
             for name, norm in norms.items():
                 if not math.isfinite(norm):
-                    raise FloatingPointError(f"the gradient of step {step} is {norm} ({name})")
+                    words = f"the gradient of step {step} is {norm} ({name})"
+                    raise NonFiniteError(words, sequences)
             self.optimizer.step()
             if inner == 0:
                 figures = {**found, "grad_norm": norms.pop("model"), "learning_rate": rate}
                 figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
+                if self.method.source == "policy":
+                    figures |= advantage_figures(tokens.advantage)
             if inner == last:
                 # Before the first update every ratio is 1 and nothing is clipped.
                 figures |= own
@@ -232,7 +265,8 @@ class Trainer:
             if sampled:
                 found |= gap_figures(view, self.config.correction)
             parts.append((len(now), found))
-            own.append((len(now), method.figures(view, now)))
+            kl = divergence.figures(view, now) if sampled else {}
+            own.append((len(now), kl | method.figures(view, now)))
         filled.finish()
         return {"objective": objective, **over_parts(parts)}, over_parts(own)
 
@@ -247,7 +281,8 @@ class Trainer:
         ref_logp, other = None, None
         whole = bool(self.method.kl_weight)
         if self.reference is not None and (need_reference or whole):
-            with torch.no_grad():
+            switched = self.adapters.reference() if self.adapters else nullcontext()
+            with torch.no_grad(), switched:
                 ref_states = hidden_states(self.reference.base_model, layout, autocast)
                 ref_logp = token_logprobs(
                     self.reference, ref_states, layout.targets, self.temperature, autocast
@@ -272,6 +307,7 @@ class Trainer:
         tokens.weight = self.method.weights(tokens, self.run.sampling.max_tokens)
         loss = 0.0
         own: list[tuple[int, dict[str, float]]] = []
+        self.model.eval()  # without the adapters' dropout
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
             view = micro.tokens.to(self.device)
             out = self._forward(micro.layout.to(self.device))
@@ -281,6 +317,7 @@ class Trainer:
             else:
                 loss -= float(self.method.objective(view, out.variable))
                 own.append((len(out.variable), self.method.figures(view, out.variable)))
+        self.model.train()
         figures = {"loss": loss, **over_parts(own)}
         return {f"validation_{name}": value for name, value in figures.items()}
 
@@ -348,29 +385,28 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             folder = work / "state" / "ahead"
             ahead = Ahead(draw, engine, config.staleness, start, data.steps, folder)
             cleanup.callback(ahead.close)
-            ahead.publish(model.state_dict().items(), start)
+            ahead.publish(trainer.weights(), start)
             draw = ahead.draw
-        records = Records(work, start, data.steps, config.name)
+        monitor = Monitor(config.monitor, config.name)
+        records = Records(work, start, data.steps, config.name, monitor)
         cleanup.callback(records.close)
         span = math.ceil(data.steps / config.iterations)
         for step in range(start, data.steps):
             began = time.perf_counter()
-            figures: dict[str, float] = {}
-            if step and step % span == 0:
-                figures |= _next_iteration(trainer, replay, step, span)
-            sequences: list[Sequence] = []
+            figures: dict[str, Any] = {}
             try:
+                if step and step % span == 0:
+                    figures |= _next_iteration(trainer, replay, step, span)
                 sequences, drawn = draw(step)
                 figures |= drawn
                 drawn_at = time.perf_counter()
                 if sequences:
                     figures |= trainer.update(sequences, step, data.steps)
-            except FloatingPointError as error:
-                folder = stage.run / f"{config.name}.failed"
-                raise non_finite(error, sequences, folder) from None
+            except NonFiniteError as error:
+                raise keep_batch(error, stage.run / f"{config.name}.failed") from None
             if ahead is not None:
                 figures["skipped"] = float(not sequences)
-                ahead.publish(model.state_dict().items(), step + 1)
+                ahead.publish(trainer.weights(), step + 1)
             done = time.perf_counter()
             if config.validate_every and (step + 1) % config.validate_every == 0:
                 figures |= _look_at_held_out(trainer, data, step)
@@ -392,6 +428,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
     if method.trains == "scores":
         reads = "steps" if method.source == "steps" else "end"
     save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile, reads)
+    if trainer.adapters is not None:
+        trainer.adapters.save(work / "checkpoint" / "adapter")
     if replay is not None:
         save_checkpoint(work / "reward_model", replay.model, tokenizer, ends, profile, "end")
     parameters = sum(p.numel() for p in model.parameters())
@@ -412,20 +450,46 @@ def build_trainer(
                 "a trained model to judge with",
                 'set init = "sft"',
             )
-        return Trainer(run, config, method, load_scalar_model(init, dtype).to(device).train())  # type: ignore[arg-type]
+        judge: Any = load_scalar_model(init, dtype).to(device)  # type: ignore[arg-type]
+        adapters = _adapters(run, config, judge, "scores")
+        _checkpointing(config, judge)
+        return Trainer(run, config, method, judge.train(), adapters=adapters)
     model: Any = (
         build_model(run.model, tokenizer, run.seed) if init is None else load_model(init, dtype)
     ).to(device)  # type: ignore[arg-type]
+    adapters = _adapters(run, config, model)
+    _checkpointing(config, model)
     reference: Any = None
-    if method.reference:
-        reference = load_model(str(init), dtype).to(device).requires_grad_(False)  # type: ignore[arg-type]
+    if method.reference or config.watch_reference:
+        # Without its adapters the model is its own reference.
+        reference = model if adapters else load_model(str(init), dtype).requires_grad_(False)
+        reference = reference.to(device)  # type: ignore[arg-type]
     critic = None
     if method.critic == "head":
         critic = value_head(model)
     elif method.critic == "separate":
         start = checkpoint_of(run, method.critic_init) if method.critic_init else str(init)
-        critic = critic_of(load_scalar_model(start, dtype).to(device).train())  # type: ignore[arg-type]
-    return Trainer(run, config, method, model.train(), reference, critic)
+        scalar: Any = load_scalar_model(start, dtype).to(device)  # type: ignore[arg-type]
+        _adapters(run, config, scalar, "scores")
+        _checkpointing(config, scalar)
+        critic = critic_of(scalar.train())
+    return Trainer(run, config, method, model.train(), reference, critic, adapters)
+
+
+def _adapters(
+    run: RunConfig, config: TrainConfig, model: Any, task: Literal["policy", "scores"] = "policy"
+) -> Adapters | None:
+    """Put adapters into a model where the stage asks for them."""
+    if not config.lora.rank:
+        return None
+    resets = task == "policy" and config.iterations > 1
+    return Adapters(model, config.lora, task, run.seed, resets, f"stage {config.name!r}")
+
+
+def _checkpointing(config: TrainConfig, model: Any) -> None:
+    if config.gradient_checkpointing:
+        # Reentrant checkpoints would lose the gradient of adapters on a frozen embedding.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _agreement(run: RunConfig, config: TrainConfig, model: Any, tokenizer: Any) -> Agreement:
@@ -448,8 +512,7 @@ def _next_iteration(
 
     Source: 003_… algorithm 1, lines 3 and 12.
     """
-    if trainer.reference is not None:
-        trainer.reference.load_state_dict(trainer.model.state_dict())
+    trainer.reset_reference()
     return {} if replay is None else replay.train_on(step // span, span)
 
 

@@ -121,18 +121,18 @@ class Surrogate(Method):
         return tokens.to_go(rewards)
 
     def figures(self, tokens: Tokens, logp: Tensor) -> dict[str, float]:
-        """Return the clip share, the ratio's extremes and the three KL estimates."""
+        """Return the clip shares, and the ratio's mean and extremes."""
         ratio = self.ratio(tokens, logp)
         clipped = self.clipped(ratio, self.advantage(tokens))
-        found = {
+        low, high = clipped & (ratio < 1.0), clipped & (ratio > 1.0)
+        return {
             "clip_share": float(clipped.to(ratio.dtype).mean()),
+            "clip_share_low": float(low.to(ratio.dtype).mean()),
+            "clip_share_high": float(high.to(ratio.dtype).mean()),
+            "ratio_mean": float(ratio.mean()),
             "ratio_min": float(ratio.min()),
             "ratio_max": float(ratio.max()),
         }
-        if tokens.ref_logp is not None:
-            for kind in ("k1", "k2", "k3"):
-                found[f"kl_{kind}"] = float(estimate(kind, logp, tokens.ref_logp).mean())
-        return found
 
     def old_logp(self, tokens: Tokens) -> Tensor:
         """Return log π_old, [T]."""
