@@ -26,12 +26,18 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline.engines import _graphs as graphs
+
 ROUND = 16
 
 
 def rounded(positions: int) -> int:
     """Return the next multiple of `ROUND`."""
-    return -(-positions // ROUND) * ROUND
+    return _multiple(positions, ROUND)
+
+
+def _multiple(count: int, of: int) -> int:
+    return -(-count // of) * of
 
 
 class Store:
@@ -105,7 +111,9 @@ class Cache:
         self.lengths: list[int] = []
         self.block_of: list[int] = []
         self.lane_of: list[int] = []
-        # Positions that a step looks at: the longest prompt's and the longest completion's.
+        # What a step looks at: so many blocks, and so many positions of prompts and completions.
+        # Never less than there is; CUDA graphs round them up.
+        self.step_blocks = self.growths = 0
         self.prompt_width = self.completion_width = ROUND
         # Where rows stand among (block, head, lane) places, and which row stands at a place.
         self.place = torch.zeros(rows * kv_heads, dtype=torch.int64, device=device)
@@ -118,18 +126,48 @@ class Cache:
         fits = self.store.size(name) // (layers * two * count * kv_heads * head_dim)
         positions = max(positions, fits // ROUND * ROUND)
         like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return self.store.take(name, (layers, two, count, kv_heads, positions, head_dim), like)
+        shape = (layers, two, count, kv_heads, positions, head_dim)
+        memory = self.store.take(name, shape, like)
+        memory[..., 0, :] = 0.0
+        return memory
 
     def _mask(self, count: int, positions: int) -> Tensor:
         return torch.full((count, positions), -torch.inf, dtype=self.dtype, device=self.device)
 
     def _wider(self, name: str, positions: int) -> tuple[Tensor, Tensor]:
         """Return "prompt" or "completion" with more positions, and its mask."""
+        self.growths += 1
         old, old_mask = getattr(self, name), getattr(self, f"{name}_mask")
         new = self._new(name, old.shape[2], positions)
         mask = self._mask(*new.shape[2:5:2])
         new[..., : old.shape[4], :], mask[:, : old.shape[4]] = old, old_mask
         return new, mask
+
+    def fit(self, tokens: int, coarse: bool) -> tuple[int, ...]:
+        """Make room for completions of so many tokens, and set what a step looks at.
+
+        Args:
+            tokens: The longest completion after the next step.
+            coarse: Whether sizes are rounded up so that few of them occur (for CUDA graphs).
+
+        Returns:
+            What a captured step must have in common with this one.
+        """
+        positions = graphs.POSITIONS if coarse else ROUND
+        self._reserve(tokens)
+        self.step_blocks = self.blocks
+        self.prompt_width = _multiple(max(self.lengths), positions)
+        self.completion_width = _multiple(tokens + 1, positions)
+        if coarse:
+            self.step_blocks = graphs.coarse(self.blocks, self.blocks_capacity)
+            self.prompt_width = min(self.prompt_width, self.prompt.shape[4])
+            self.completion_width = min(self.completion_width, self.completion.shape[4])
+        return (
+            self.step_blocks,
+            self.prompt_width,
+            self.completion_width,
+            self.growths,
+        )
 
     @property
     def rows(self) -> int:
@@ -157,7 +195,6 @@ class Cache:
             self.block_of += [block] * self.lanes
             self.lane_of += range(self.lanes)
         self.blocks += count
-        self.prompt_width = rounded(max(self.lengths))
         self._set_places()
 
     def keep(self, order: list[int]) -> None:
@@ -168,6 +205,7 @@ class Cache:
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         if moved:
             new, old = (torch.tensor(part, device=self.device) for part in zip(*moved, strict=True))
+            # Before the first step nothing is there to be moved.
             width = self.completion_width
             self.completion[:, :, new, :, :width] = self.completion[:, :, old, :, :width]
             self.completion_mask[new] = self.completion_mask[old]
@@ -179,7 +217,7 @@ class Cache:
             last = [block for block in sorted(used) if block >= len(used)]
             if holes:
                 new, old = (torch.tensor(part, device=self.device) for part in (holes, last))
-                width = self.prompt_width
+                width = rounded(max(self.lengths))
                 self.prompt[:, :, new, :, :width] = self.prompt[:, :, old, :, :width]
                 self.prompt_mask[new] = self.prompt_mask[old]
                 renamed = dict(zip(last, holes, strict=True))
@@ -188,13 +226,11 @@ class Cache:
                     self.lengths[hole] = self.lengths[block]
             self.blocks = len(used)
             del self.lengths[self.blocks :]
-            self.prompt_width = rounded(max(self.lengths, default=ROUND))
         self._set_places()
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for completions of so many tokens, and look at no more than those."""
+    def _reserve(self, tokens: int) -> None:
+        """Make room for completions of so many tokens."""
         held, positions = self.completion_mask.shape[1], tokens + 1
-        self.completion_width = rounded(positions)
         if positions <= held:
             return
         width = rounded(max(positions, 2 * held))
@@ -240,4 +276,5 @@ class Cache:
         occupant = torch.zeros(len(self.occupant), dtype=torch.int64)
         occupant[place] = torch.arange(len(place))
         self.place[: len(place)] = place.to(self.device)
+        self.place[len(place) :] = 0
         self.occupant.copy_(occupant)

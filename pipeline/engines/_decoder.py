@@ -22,6 +22,8 @@ from data_prep.errors import UserError
 from pipeline.engines._cache import Cache, Store, rounded
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
+# Rotary embeddings whose frequencies do not depend on the length of the text.
+ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 
 # Tokens of one forward pass over prompts, padding included.
@@ -53,6 +55,10 @@ class _Layer:
     down: _Matrix
 
 
+class Unwritten(Exception):
+    """The model has a part that is not written here."""
+
+
 class Decoder:
     """A decoder's weights and forward passes.
 
@@ -61,7 +67,7 @@ class Decoder:
         device: Where the copies live.
 
     Raises:
-        UserError: The architecture is not one of `ARCHITECTURES`, or uses a part that is not
+        Unwritten: The architecture is not one of `ARCHITECTURES`, or uses a part that is not
             written here.
     """
 
@@ -69,9 +75,14 @@ class Decoder:
         """Fuse the model's weights."""
         config, dtype = model.config, model.dtype
         if config.model_type not in ARCHITECTURES:
-            raise _unwritten(config)
+            raise Unwritten("another architecture")
         if getattr(config, "use_sliding_window", False):
-            raise _unwritten(config, "with sliding-window attention")
+            raise Unwritten("sliding-window attention")
+        if config.hidden_act != "silu":
+            raise Unwritten(f"the activation {config.hidden_act!r}")
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type", "default") not in ROTATIONS:
+            raise Unwritten(f"rotations of type {rope['rope_type']!r}")
         self.config, self.dtype, self.device = config, dtype, device
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         width = config.hidden_size
@@ -104,17 +115,21 @@ class Decoder:
         ]
         # The model's own frequencies, so that every rotary scaling it knows is right here too.
         rotary = model.base_model.rotary_emb
+        positions = torch.arange(config.max_position_embeddings, device=device)
+        angles = positions[:, None].float() * rotary.inv_freq.to(device).float()[None]
         wide = torch.promote_types(dtype, torch.float32)
-        positions = torch.arange(config.max_position_embeddings, device=device, dtype=wide)
-        angles = positions[:, None] * rotary.inv_freq.to(device, wide)[None]
-        self.rotations = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
+        cosines, sines = angles.cos().to(wide), angles.sin().to(wide)
+        self.rotations = torch.complex(cosines, sines) * rotary.attention_scaling
         if 2 * angles.shape[1] != self.head_dim:
-            raise _unwritten(config, "with rotations of a part of each head")
+            raise Unwritten("rotations of a part of each head")
         self.scale = self.head_dim**-0.5
         self.store = Store()
         self.onednn = (
             device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
         )
+        unknown = sorted(set(model.state_dict()) - {*self._places(), "lm_head.weight"})
+        if unknown:
+            raise Unwritten(f"a parameter {unknown[0]!r}")
         self.load(model.state_dict().items())
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -197,6 +212,16 @@ class Decoder:
             places[f"{prefix}.mlp.down_proj.weight"] = layer.down.plain
         return places
 
+    @property
+    def graphs(self) -> bool:
+        """Whether steps can be captured as CUDA graphs."""
+        return self.device.type == "cuda"
+
+    def row_bytes(self, positions: int) -> int:
+        """Return the cache of one sample of so many tokens, in bytes."""
+        numbers = 2 * len(self.layers) * self.kv_heads * self.head_dim
+        return numbers * self.dtype.itemsize * rounded(positions + 1)
+
     def open(self, lanes: int, rows: int, blocks: int) -> Session:
         """Return an empty batch for n = `lanes` samples a prompt."""
         return Session(self, lanes, rows, blocks)
@@ -257,7 +282,7 @@ class Decoder:
             cache: Of all rows.
         """
         batch, kv_heads, size = len(tokens), self.kv_heads, self.head_dim
-        repeats, blocks, lanes = self.heads // kv_heads, cache.blocks, cache.lanes
+        repeats, blocks, lanes = self.heads // kv_heads, cache.step_blocks, cache.lanes
         width, span = cache.prompt_width, cache.completion_width
         rotation = self.rotations[positions][:, None]
         destinations = cache.destinations(columns)
@@ -396,9 +421,9 @@ class Session:
         """Run one token a row; see `Decoder.step`."""
         return self.decoder.step(tokens, positions, columns, self.cache)
 
-    def reserve(self, tokens: int) -> None:
-        """Make room for completions of so many tokens."""
-        self.cache.reserve(tokens)
+    def fit(self, tokens: int, coarse: bool) -> tuple[int, ...]:
+        """Make room for completions of so many tokens; see `Cache.fit`."""
+        return self.cache.fit(tokens, coarse)
 
     def keep(self, order: list[int]) -> None:
         """Keep the rows at these indices, in this order."""
@@ -411,12 +436,3 @@ def _rotate_(x: Tensor, rotation: Tensor) -> None:
     torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(rotation)
     if wide is not x:
         x.copy_(wide)
-
-
-def _unwritten(config: Any, trait: str = "") -> UserError:
-    return UserError(
-        "engine.kind 'embedded'",
-        f"a model of type {config.model_type!r} {trait}".rstrip(),
-        f"one of {', '.join(ARCHITECTURES)} with full attention",
-        'set engine.kind = "vllm"',
-    )

@@ -63,10 +63,14 @@ class Rows:
         self.ends = {*end_token_ids, *sampling.stop_token_ids}
         self.is_end = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self.is_end[sorted(self.ends)] = True
-        self.state = torch.zeros((7, capacity), dtype=torch.int64, device=device)
+        # An index without a sample looks like one that has ended, at a home that is nobody's: a
+        # step may run over more rows than there are.
+        self.nobody = torch.zeros((7, 1), dtype=torch.int64, device=device)
+        self.nobody[COUNT], self.nobody[BUDGET], self.nobody[HOME] = 1, 1, capacity
+        self.state = self.nobody.repeat(1, capacity)
         # One column more than a completion can have: where ended rows draw to.
-        self.tokens = torch.zeros((capacity, longest + 1), dtype=torch.int64, device=device)
-        self.logprobs = torch.zeros((capacity, longest + 1), dtype=dtype, device=device)
+        self.tokens = torch.zeros((capacity + 1, longest + 1), dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros((capacity + 1, longest + 1), dtype=dtype, device=device)
         self.seen = (
             torch.zeros((capacity, vocabulary), dtype=torch.bool, device=device)
             if self.sampler.penalises
@@ -145,6 +149,7 @@ class Rows:
 
     def settle(self, ended: Tensor, first: int) -> None:
         """Take note of who has ended among the rows from `first` on; waits for the device."""
+        ended = ended[: len(self.held) - first]
         part = slice(first, first + len(ended))
         before = self.alive[part].copy()
         self.count[part] += before
@@ -191,6 +196,7 @@ class Rows:
             if self.seen is not None:
                 self.seen[new] = self.seen[old]
             self.count[holes] = self.count[movers]
+        self.state[:, count : len(self.held)] = self.nobody
         self.held = [self.held[index] for index in order]
         self.alive[:count], self.alive[count:] = True, False
         return order

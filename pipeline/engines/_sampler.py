@@ -119,4 +119,5 @@ def _first_above(cumulative: Tensor, threshold: Tensor) -> Tensor:
     """
     below = torch.nextafter(cumulative[:, -1], torch.zeros_like(threshold))
     threshold = torch.minimum(threshold, below)[:, None]
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    first = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return first.clamp_max_(cumulative.shape[-1] - 1)  # sums that are not numbers have no first

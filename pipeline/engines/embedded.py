@@ -1,7 +1,9 @@
 """The embedded engine: torch, batched, cached, on a CPU or one GPU.
 
 A prompt is computed once, and its keys and values are shared by the samples of its group
-(`_cache`). Finished rows leave, and waiting prompts enter when enough slots are free.
+(`_cache`). Finished rows leave, and waiting prompts enter when enough slots are free. Llama,
+Qwen2 and Qwen3 run through `_decoder`; any other causal LM through its own forward pass
+(`_forward`), with a warning. On a GPU a step is a CUDA graph (`_graphs`).
 
 What a sample depends on: (run seed, step, prompt id, sample index) alone, through the hash
 behind each of its draws (`_random`). Its neighbours, the number of slots and the order of the
@@ -15,6 +17,7 @@ million tokens.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +28,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.engines import EngineConfig, Group, Prompt, Sampling
-from pipeline.engines._decoder import Decoder
+from pipeline.engines._decoder import ARCHITECTURES, Decoder, Unwritten
+from pipeline.engines._forward import ForwardDecoder
+from pipeline.engines._graphs import StepGraphs, coarse
 from pipeline.engines._rows import COUNT, LENGTH, TOKEN, Rows
 from pipeline.model import load_model, load_tokenizer, pick_device
 
@@ -36,11 +41,16 @@ class Config(EngineConfig):
     Attributes:
         slots: Samples that run side by side.
         refill_share: Share of free slots at which waiting prompts enter.
+        memory_gib: Most memory for the keys and values of completions, GiB; where `slots`
+            samples of full length would not fit, fewer run side by side.
+        cuda_graphs: Whether steps on a GPU are captured and replayed.
     """
 
     kind: str = "embedded"
     slots: int = Field(default=512, ge=1)
     refill_share: float = Field(default=0.25, gt=0.0, le=1.0)
+    memory_gib: float = Field(default=16.0, gt=0.0)
+    cuda_graphs: bool = True
 
 
 class EmbeddedEngine:
@@ -58,7 +68,18 @@ class EmbeddedEngine:
         self.device = pick_device(config.device)
         loaded: Any = load_model(model, config.dtype)
         self.tokenizer: Any = load_tokenizer(model)
-        self.decoder = Decoder(loaded, self.device)
+        self._batch: _Batch | None = None
+        self.decoder: Decoder | ForwardDecoder
+        try:
+            self.decoder = Decoder(loaded, self.device)
+        except Unwritten as reason:
+            warnings.warn(
+                f"{model}: {loaded.config.model_type} with {reason} is not written for the "
+                f"embedded engine (which has {', '.join(ARCHITECTURES)}): it runs through the "
+                'model\'s own forward pass, which is slower. engine.kind = "vllm" may know it.',
+                stacklevel=2,
+            )
+            self.decoder = ForwardDecoder(loaded, self.device)
         ends = loaded.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.end_token_ids = sorted({*ends, self.tokenizer.eos_token_id} - {None})
@@ -70,7 +91,8 @@ class EmbeddedEngine:
         self.policy_version = version
 
     def close(self) -> None:
-        """Drop the weights."""
+        """Drop the weights and the caches."""
+        self._batch = None
         del self.decoder
 
     @torch.inference_mode()
@@ -88,7 +110,12 @@ class EmbeddedEngine:
             else:
                 waiting.append(group)
         if waiting:
-            _Run(self, waiting, sampling).finish()
+            # A batch of the same shape is used again, with its memory and its CUDA graphs.
+            batch, self._batch = self._batch, None
+            if batch is None or not batch.suits(waiting, sampling):
+                batch = _Batch(self, waiting, sampling)
+            if batch.run(waiting, sampling):
+                self._batch = batch
         whole = [completion for group in groups for completion in group.completions]
         texts = self.tokenizer.batch_decode(
             [completion.token_ids for completion in whole], skip_special_tokens=True
@@ -98,8 +125,8 @@ class EmbeddedEngine:
         return groups
 
 
-class _Run:
-    """One `generate` call: what waits, and the batch that runs.
+class _Batch:
+    """The batch that runs, and what waits for it.
 
     Args:
         engine: Holds the weights.
@@ -108,41 +135,58 @@ class _Run:
     """
 
     def __init__(self, engine: EmbeddedEngine, groups: list[Group], sampling: Sampling) -> None:
-        """Make room for the batch."""
-        n = sampling.n
-        self.engine, self.sampling = engine, sampling
-        # The longest first: neighbours in a batch are of like length, and none starts late.
-        self.waiting = deque(sorted(groups, key=lambda g: -len(g.prompt.token_ids)))
-        self.slots = min(max(engine.config.slots, n), n * len(groups))
-        # A group whose samples have nearly all left still holds its prompt.
-        blocks = min(2 * (self.slots // n), len(groups))
-        self.session = engine.decoder.open(n, self.slots, blocks)
+        """Make room."""
+        self.engine, self.sampling, self.waiting = engine, sampling, deque[Group]()
+        self.shape = self._shape(groups, sampling)
+        self.slots, blocks, longest = self.shape
+        self.session = engine.decoder.open(sampling.n, self.slots, blocks)
         self.rows = Rows(
             sampling,
             self.slots,
-            max(map(self._budget, groups)),
+            longest,
             engine.decoder.config.vocab_size,
             engine.end_token_ids,
             engine.tokenizer,
             torch.promote_types(engine.decoder.dtype, torch.float32),
             engine.device,
         )
+        self.graphs = StepGraphs() if engine.decoder.graphs and engine.config.cuda_graphs else None
 
-    def _budget(self, group: Group) -> int:
+    def _shape(self, groups: list[Group], sampling: Sampling) -> tuple[int, int, int]:
+        """Return how many samples and prompts run side by side, and the longest completion."""
+        config, n = self.engine.config, sampling.n
+        longest = max(self._budget(group, sampling) for group in groups)
+        row_bytes = max(1, self.engine.decoder.row_bytes(longest))
+        fitting = int(config.memory_gib * 2**30) // row_bytes
+        slots = min(max(min(config.slots, fitting), n), n * len(groups))
+        # A group whose samples have nearly all left still holds its prompt.
+        return slots, min(2 * (slots // n), len(groups)), longest
+
+    def _budget(self, group: Group, sampling: Sampling) -> int:
         """Return the most tokens that a sample of this group can have."""
         room = self.engine.context - len(group.prompt.token_ids)
-        return min(group.prompt.budget(self.sampling), room)
+        return min(group.prompt.budget(sampling), room)
 
-    def finish(self) -> None:
-        """Run until nothing waits and nothing runs."""
+    def suits(self, groups: list[Group], sampling: Sampling) -> bool:
+        """Return whether this batch would be made in the same way for another call."""
+        ours, theirs = (s.model_dump(exclude={"seed", "step"}) for s in (self.sampling, sampling))
+        return ours == theirs and self.shape == self._shape(groups, sampling)
+
+    def run(self, groups: list[Group], sampling: Sampling) -> bool:
+        """Complete all groups; return whether the batch can be used again."""
+        self.sampling = self.rows.sampling = sampling
+        # The longest first: neighbours in a batch are of like length, and none starts late.
+        self.waiting = deque(sorted(groups, key=lambda group: -len(group.prompt.token_ids)))
         while self.waiting or len(self.rows):
             if self.waiting:
                 self._admit()
             self._step()
             self._close_gaps()
-        if not bool(torch.isfinite(self.rows.logprobs).all()):
-            # What is not finite would get past every mask of the next call.
-            self.engine.decoder.store.clear()
+        if bool(torch.isfinite(self.rows.logprobs).all()):
+            return True
+        # What is not finite in a cache would get past every mask.
+        self.engine.decoder.store.clear()
+        return False
 
     def _admit(self) -> None:
         """Let waiting prompts in, if enough slots are free."""
@@ -160,7 +204,7 @@ class _Run:
         groups = [self.waiting.popleft() for _ in range(count)]
         logits = self.session.admit([group.prompt.token_ids for group in groups])
         first = len(rows)
-        rows.enter(groups, [self._budget(group) for group in groups])
+        rows.enter(groups, [self._budget(group, self.sampling) for group in groups])
         ended = rows.draw(logits.repeat_interleave(n, dim=0), first, len(rows))
         rows.settle(ended, first)
         self._close_gaps()
@@ -170,11 +214,20 @@ class _Run:
         rows = self.rows
         if not rows.running:
             return
-        self.session.reserve(rows.longest)
-        state = rows.state[:, : len(rows)]
+        key = self.session.fit(rows.longest, coarse=self.graphs is not None)
+        if self.graphs is None:
+            ended = self._compute(len(rows))
+        else:
+            batch = coarse(len(rows), self.slots)
+            ended = self.graphs.run((batch, *key), lambda: self._compute(batch))
+        rows.settle(ended, 0)
+
+    def _compute(self, batch: int) -> Tensor:
+        """Run one token of the first rows and draw the next; return who has ended, [batch]."""
+        state = self.rows.state[:, :batch]
         columns = state[COUNT] - 1
         logits = self.session.step(state[TOKEN], state[LENGTH] + columns, columns)
-        rows.settle(rows.draw(logits, 0, len(rows)), 0)
+        return self.rows.draw(logits, 0, batch)
 
     def _close_gaps(self) -> None:
         """Take ended rows out, once they are many enough to be worth the moving."""

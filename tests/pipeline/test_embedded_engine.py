@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 import torch
 
 from data_prep.errors import UserError
-from pipeline.engines import Prompt, Sampling, create_engine, sample_seed
+from data_prep.sources.embedded import Config as EmbeddedSource
+from data_prep.sources.embedded import read
+from pipeline.batch import Sequence, flatten, micro_batches
+from pipeline.engines import Prompt, Sampling, embedded, sample_seed
+from pipeline.engines._decoder import Decoder
 from pipeline.engines.embedded import Config, create
 from pipeline.generate import render_prompts
-from pipeline.model import load_model
+from pipeline.model import load_model, load_tokenizer
+from pipeline.policy import logprobs_of
 
 from .conftest import make_checkpoint
 
@@ -324,13 +330,397 @@ def test_missing_and_unknown_weights_are_named(engine, checkpoint):
     engine.load_weights([*weights.items(), ("model.norm.weight", norm)], 0)
 
 
-def test_an_architecture_that_is_not_written_here_is_refused(tmp_path):
-    from tokenizers import Tokenizer, models
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+def trainer_logprobs(model, groups, temperature):
+    """The training side: packed layouts, one forward pass, chunked vocabulary."""
+    sequences = [
+        Sequence(list(g.prompt.token_ids), c.token_ids, [True] * len(c.token_ids), number)
+        for number, g in enumerate(groups)
+        for c in g.completions
+    ]
+    tokens = flatten(sequences)
+    found = torch.zeros(len(tokens.weight))
+    with torch.no_grad():
+        for micro in micro_batches(sequences, tokens, 2048):
+            found[micro.token_index] = logprobs_of(model, micro.layout, temperature).logp
+    return found
 
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
-    ).save_pretrained(tmp_path)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="gpt2"):
-        create_engine(Config(), tmp_path)
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [("qwen2", {}), ("qwen3", {"kv_heads": 1}), ("llama", {"kv_heads": 4})],
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_are_the_trainers(tmp_path, problems, architecture, shape, temperature):
+    """With rows that leave and prompts that enter: few slots for many samples."""
+    folder = make_checkpoint(tmp_path / "m", architecture, **shape)
+    engine = create(Config(slots=20, refill_share=0.2), folder)
+    sampling = Sampling(n=4, temperature=temperature, max_tokens=40)
+    groups = engine.generate(prompts_of(engine, problems), sampling)
+    expected = trainer_logprobs(load_model(folder), groups, temperature)
+    ours = torch.tensor([v for g in groups for c in g.completions for v in c.logprobs])
+    assert len(ours) > 2000
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+def exact_distribution(model, token_ids, sampling):
+    """The next token's probabilities in float64, truncated the plain way, token by token."""
+    with torch.no_grad():
+        logits = model(torch.tensor([token_ids])).logits[0, -1].double()
+    if sampling.repetition_penalty != 1.0:
+        for token in set(token_ids):
+            value = logits[token]
+            penalty = sampling.repetition_penalty
+            logits[token] = value / penalty if value > 0 else value * penalty
+    p = torch.softmax(logits / sampling.temperature, dim=-1).tolist()
+    order = sorted(range(len(p)), key=lambda token: -p[token])
+    order = [token for token in order if p[token] >= sampling.min_p * p[order[0]]]
+    order = order[: sampling.top_k or None]
+    whole, before, kept = sum(p[token] for token in order), 0.0, []
+    for token in order:
+        if before >= sampling.top_p * whole:
+            break
+        kept.append(token)
+        before += p[token]
+    return {token: p[token] / before for token in kept}
+
+
+KINDS = {
+    "plain": {},
+    "cold": {"temperature": 0.6},
+    "top_k": {"top_k": 4},
+    "top_p": {"top_p": 0.8, "temperature": 0.9},
+    "min_p": {"min_p": 0.15},
+    "all": {"temperature": 1.3, "min_p": 0.05, "top_k": 6, "top_p": 0.95},
+    "penalty": {"repetition_penalty": 1.5, "temperature": 1.2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logprobs_are_those_of_the_distribution_drawn_from(engine, checkpoint, problems, kind):
+    sampling = Sampling(n=3, max_tokens=12, **KINDS[kind])
+    model = load_model(checkpoint)
+    for group in engine.generate(prompts_of(engine, problems[:6]), sampling):
+        for completion in group.completions:
+            ids = list(group.prompt.token_ids)
+            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+                p = exact_distribution(model, ids, sampling)
+                assert logprob == pytest.approx(math.log(p[token]), abs=1e-4)
+                ids.append(token)
+
+
+def make_tiny_vocabulary(folder, ends=(0,)):
+    """A model with 6 tokens, so that every completion can be written down."""
+    from tokenizers import Tokenizer, models
+    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=6, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.generation_config = GenerationConfig(eos_token_id=list(ends))
+    model.save_pretrained(folder)
+    words = {word: i for i, word in enumerate(["</s>", *"abcde"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))  # noqa: S106
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")  # noqa: S106
+    fast.save_pretrained(folder)
+    return folder
+
+
+def exact_completions(model, prompt, ends, sampling):
+    """Every completion and its probability."""
+    running, done = {(): 1.0}, {}
+    for _ in range(sampling.max_tokens):
+        longer = {}
+        for completion, mass in running.items():
+            for token, p in exact_distribution(model, [*prompt, *completion], sampling).items():
+                (done if token in ends else longer)[(*completion, token)] = mass * p
+        running = longer
+    return done | running
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_completions_have_their_exact_probabilities(tmp_path, kind):
+    """Chi-square over all completions of three tokens; the seeds are fixed, so it cannot flake.
+
+    20,000 samples, 4,000 at a time: rows leave at end tokens and others take their places.
+    """
+    folder = make_tiny_vocabulary(tmp_path / "m")
+    sampling = Sampling(n=500, max_tokens=3, seed=11, **KINDS[kind])
+    prompt = (1, 4, 2)
+    exact = exact_completions(load_model(folder), prompt, {0}, sampling)
+    assert sum(exact.values()) == pytest.approx(1.0, abs=1e-9)
+    engine = create(Config(slots=4000), folder)
+    groups = engine.generate([Prompt(f"p{i}", prompt) for i in range(40)], sampling)
+    counts = Counter(tuple(c.token_ids) for g in groups for c in g.completions)
+    assert set(counts) <= set(exact)
+    draws = sum(counts.values())
+    assert draws == 20_000
+    large = {c: p for c, p in exact.items() if p * draws >= 5}
+    rest = 1.0 - sum(large.values())
+    cells = [(counts[c], p * draws) for c, p in large.items()]
+    if rest * draws >= 5:
+        cells.append((draws - sum(found for found, _ in cells), rest * draws))
+    statistic = sum((found - expected) ** 2 / expected for found, expected in cells)
+    freedom = len(cells) - 1
+    assert freedom >= 10
+    # Mean of a chi-square is its degrees of freedom, its variance twice that: 3 sigma.
+    assert abs(statistic - freedom) < 3 * (2 * freedom) ** 0.5
+
+
+def test_every_end_token_ends_and_stays_in_the_completion(tmp_path):
+    engine = create(Config(), make_tiny_vocabulary(tmp_path / "m", ends=(0, 3, 5)))
+    assert engine.end_token_ids == [0, 3, 5]
+    (group,) = engine.generate([Prompt("p", (1, 2))], Sampling(n=200, max_tokens=5))
+    last = Counter()
+    for completion in group.completions:
+        assert not {0, 3, 5} & set(completion.token_ids[:-1])
+        over = completion.token_ids[-1] in (0, 3, 5)
+        assert completion.finish_reason == ("stop" if over else "length")
+        assert over or len(completion.token_ids) == 5
+        last[completion.token_ids[-1] if over else None] += 1
+    assert min(last[token] for token in (0, 3, 5)) > 5
+    assert last[None] > 5
+
+
+def test_an_end_token_at_the_last_place_is_a_stop(engine, problems):
+    prompts = prompts_of(engine, problems[:20])
+    free = engine.generate(prompts, Sampling(n=8, max_tokens=30))
+    length = next(
+        len(c.token_ids)
+        for g in free
+        for c in g.completions
+        if c.finish_reason == "stop" and len(c.token_ids) > 1
+    )
+    cut = engine.generate(prompts, Sampling(n=8, max_tokens=length))
+    seen = Counter()
+    for one, two in zip(free, cut, strict=True):
+        for before, after in zip(one.completions, two.completions, strict=True):
+            assert after.token_ids == before.token_ids[:length]
+            if len(before.token_ids) == length:
+                assert after.finish_reason == before.finish_reason
+                seen[after.finish_reason] += 1
+            elif len(before.token_ids) > length:
+                assert after.finish_reason == "length"
+    assert seen["stop"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_several_stop_strings_over_several_tokens(engine, checkpoint, problems, first):
+    """Stop strings that begin in one token and end in another, in few slots."""
+    prompts = prompts_of(engine, problems[:16])
+    cramped = engine if first else create(Config(slots=8, refill_share=0.1), checkpoint)
+    free = engine.generate(prompts, Sampling(n=4, max_tokens=30))
+    decode = engine.tokenizer.decode
+    stops = set()
+    for group in free[:6]:
+        ids = group.completions[0].token_ids
+        if len(ids) > 10:
+            stops.add(decode(ids[4:7]))
+    stops = tuple(sorted(s for s in stops if len(s) > 2 and "\ufffd" not in s))
+    assert len(stops) >= 2
+    stopped = cramped.generate(prompts, Sampling(n=4, max_tokens=30, stop=stops))
+    found = 0
+    for before, after in zip(free, stopped, strict=True):
+        for one, two in zip(before.completions, after.completions, strict=True):
+            ids = one.token_ids
+            ends = [
+                i
+                for i in range(1, len(ids) + 1)
+                if any(stop in decode(ids[max(0, i - 40) : i]) for stop in stops)
+            ]
+            assert two.token_ids == ids[: ends[0] if ends else None]
+            if ends:
+                assert two.finish_reason == "stop"
+                found += 1
+    assert found >= 2
+
+
+def test_less_memory_makes_fewer_slots_and_the_same_samples(engine, checkpoint, problems):
+    prompts, sampling = prompts_of(engine, problems[:12]), Sampling(n=3, max_tokens=16)
+    small = create(Config(memory_gib=1e-4), checkpoint)
+    assert tokens_of(small.generate(prompts, sampling)) == tokens_of(
+        engine.generate(prompts, sampling)
+    )
+    # 2 layers · keys and values · 2 heads · 8 · 4 bytes · 32 positions.
+    assert small.decoder.row_bytes(16) == 2 * 2 * 2 * 8 * 4 * 32
+    assert small._batch.slots == int(1e-4 * 2**30) // small.decoder.row_bytes(16)
+
+
+def test_calls_share_memory_and_nothing_else(engine, checkpoint, problems):
+    """A reused batch, another shape in between, and a policy that became NaN in between."""
+    prompts, sampling = prompts_of(engine, problems[:10]), Sampling(n=4, max_tokens=20)
+    fresh = create(Config(), checkpoint)
+    first = tokens_of(fresh.generate(prompts, sampling))
+    batch = fresh._batch
+    assert tokens_of(fresh.generate(prompts, sampling)) == first
+    assert fresh._batch is batch
+    fresh.generate(prompts[:3], Sampling(n=2, max_tokens=60))
+    assert tokens_of(fresh.generate(prompts, sampling)) == first
+    weights = load_model(checkpoint).state_dict()
+    fresh.load_weights(((name, value * torch.nan) for name, value in weights.items()), 1)
+    assert all(math.isnan(c.logprobs[0]) for c in fresh.generate(prompts, sampling)[0].completions)
+    fresh.load_weights(weights.items(), 2)
+    assert tokens_of(fresh.generate(prompts, sampling)) == first
+
+
+def test_rounded_shapes_change_nothing(engine, checkpoint, problems, monkeypatch):
+    """The shapes of CUDA graphs, without a GPU: rows, prompts and positions beyond those there."""
+
+    class Plain:
+        def __init__(self):
+            self.keys = []
+
+        def run(self, key, function):
+            self.keys.append(key)
+            return function()
+
+    prompts, sampling = prompts_of(engine, problems[:30]), Sampling(n=4, max_tokens=40)
+    expected = engine.generate(prompts, sampling)
+    monkeypatch.setattr(embedded, "StepGraphs", Plain)
+    monkeypatch.setattr(Decoder, "graphs", True)
+    rounded = create(Config(slots=40), checkpoint)
+    groups = rounded.generate(prompts, sampling)
+    assert tokens_of(groups) == tokens_of(expected)
+    for one, two in zip(groups, expected, strict=True):
+        for ours, theirs in zip(one.completions, two.completions, strict=True):
+            assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+    keys = rounded._batch.graphs.keys
+    assert {key[0] for key in keys} <= set(range(5, 41, 5))
+    assert len(set(keys)) < len(keys) / 2
+
+
+def test_greedy_tokens_of_200_prompts_equal_transformers(tmp_path):
+    folder = make_checkpoint(tmp_path / "m", width=64, heads=2, kv_heads=1)
+    engine, model = create(Config(slots=64), folder), load_model(folder)
+    many = list(read(EmbeddedSource(train=1, validation=1, test=200), 3))[-200:]
+    prompts = prompts_of(engine, many)
+    groups = engine.generate(prompts, Sampling(n=1, temperature=0.0, max_tokens=24))
+    assert len(groups) == 200
+    for prompt, group in zip(prompts, groups, strict=True):
+        (completion,) = group.completions
+        ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt.token_ids) - 1 : -1]
+        assert completion.token_ids == logits.argmax(-1).tolist()
+        if len(completion.token_ids) < 24:
+            assert completion.token_ids[-1] in engine.end_token_ids
+
+
+def other_architecture(folder, checkpoint, kind):
+    """A model that is not written for the engine, with the tokenizer of one that is."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    tokenizer = load_tokenizer(checkpoint)
+    common = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if kind == "gpt2":
+        shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    else:
+        shape = {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        }  # fmt: skip
+    if kind == "gemma2":
+        # A window shorter than the texts, so that the sliding layers matter.
+        shape |= {"head_dim": 8, "sliding_window": 24}
+    if kind == "qwen2":
+        shape |= {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0) if parameter.ndim >= 2 else parameter.add_(0.05)
+    model.generation_config = GenerationConfig(eos_token_id=[tokenizer.eos_token_id])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gemma2", "phi", "gpt2", "qwen2"])
+def test_other_architectures_run_through_their_own_forward(tmp_path, checkpoint, problems, kind):
+    folder = other_architecture(tmp_path / "m", checkpoint, kind)
+    model = load_model(folder)
+    with pytest.warns(UserWarning, match=f"{kind} with .* is not written"):
+        engine = create(Config(slots=24), folder)
+    prompts = render_prompts(problems[:10], engine.tokenizer, "embedded")
+    greedy = engine.generate(prompts, Sampling(n=1, temperature=0.0, max_tokens=16))
+    sampling = Sampling(n=4, temperature=0.8, max_tokens=24)
+    groups = engine.generate(prompts, sampling)
+    for group in (*greedy, *groups):
+        for completion in group.completions:
+            temperature = 0.8 if len(group.completions) > 1 else 1.0
+            expected = reference_logprobs(model, group.prompt, completion.token_ids, temperature)
+            assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+    for prompt, group in zip(prompts, greedy, strict=True):
+        ids = torch.tensor([[*prompt.token_ids, *group.completions[0].token_ids]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt.token_ids) - 1 : -1]
+        assert group.completions[0].token_ids == logits.argmax(-1).tolist()
+    # Neither neighbours nor slots matter.
+    assert tokens_of(engine.generate(prompts[3:4], sampling))[prompts[3].id] == [
+        c.token_ids for c in groups[3].completions
+    ]
+    # Pushed weights are used.
+    weights = {name: value * 1.1 for name, value in model.state_dict().items()}
+    engine.load_weights(weights.items(), 3)
+    model.load_state_dict(weights)
+    for group in engine.generate(prompts[:3], sampling):
+        for completion in group.completions:
+            expected = reference_logprobs(model, group.prompt, completion.token_ids, 0.8)
+            assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(UserError, match="missing"):
+        engine.load_weights([], 4)
+    with pytest.raises(UserError, match="strange"):
+        engine.load_weights([("strange", torch.zeros(1))], 4)
+
+
+def test_bfloat16_weights_sample_close_to_float32(checkpoint, problems):
+    """The same tokens scored in float32: bfloat16 keeps 8 bits, so a few per cent."""
+    engine = create(Config(dtype="bfloat16"), checkpoint)
+    model = load_model(checkpoint, "bfloat16").float()
+    groups = engine.generate(prompts_of(engine, problems[:8]), Sampling(n=4, max_tokens=12))
+    gaps = [
+        abs(ours - theirs)
+        for group in groups
+        for c in group.completions
+        for ours, theirs in zip(
+            c.logprobs, reference_logprobs(model, group.prompt, c.token_ids, 1.0), strict=True
+        )
+    ]
+    assert sum(gaps) / len(gaps) < 0.1
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_give_the_same_samples(checkpoint, problems):
+    """On a GPU: with graphs and without, and close to the CPU's log-probs."""
+    plain = create(Config(device="cuda", cuda_graphs=False, slots=40), checkpoint)
+    graphs = create(Config(device="cuda", slots=40), checkpoint)
+    prompts, sampling = prompts_of(plain, problems[:30]), Sampling(n=4, max_tokens=40)
+    model = load_model(checkpoint)
+    expected = plain.generate(prompts, sampling)
+    for _ in range(2):  # the second call replays what the first has captured
+        groups = graphs.generate(prompts, sampling)
+        assert tokens_of(groups) == tokens_of(expected)
+    for group in groups[:5]:
+        for completion in group.completions:
+            expected = reference_logprobs(model, group.prompt, completion.token_ids, 1.0)
+            assert completion.logprobs == pytest.approx(expected, abs=1e-3)
+    assert graphs._batch.graphs._held
+    weights = {name: value * 1.1 for name, value in model.state_dict().items()}
+    for engine in (plain, graphs):
+        engine.load_weights(weights.items(), 1)
+    assert tokens_of(graphs.generate(prompts, sampling)) == tokens_of(
+        plain.generate(prompts, sampling)
+    )
