@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import fingerprint, validate
+from data_prep.errors import UserError
 from data_prep.jsonl import read_json, write_json, write_rows
 from data_prep.run_folder import Stage, file_hash, input_hash
 from data_prep.schema import Problem
@@ -36,7 +37,7 @@ from eval.figures import SCHEMA, suite_figures
 from eval.grading import Graded, grade, read_graded, write_graded
 from eval.models import check_model
 from eval.profile import EvaluationProfile, load_evaluation_profile
-from eval.prompting import preflight, suite_formatter, suite_prompts
+from eval.prompting import preflight, suite_conversations, suite_formatter, suite_prompts
 from eval.reward_model import RewardModel, read_scores
 from eval.sample_log import link, link_folder, log_folder, log_shards
 from eval.sandbox import SandboxConfig, Session
@@ -116,7 +117,10 @@ def evaluate(job: Job) -> Path:
     Raises:
         UserError: The model or a suite cannot be read.
     """
-    check_model(job.model)
+    if job.engine.takes == "tokens":
+        check_model(job.model)
+    else:
+        _refuse_without_tokens(job.config)
     if job.config.tool_rounds:
         Session(sandbox_of(job.config)).close()  # refuses now what it would refuse hours later
     weights = job.identity or input_hash(job.model)
@@ -129,7 +133,7 @@ def evaluate(job: Job) -> Path:
         name = suite.name
         generation = {
             "weights": weights,
-            "prompts": fingerprint([[p.id, p.token_ids] for p in prompts[name]]),
+            "prompts": fingerprint([[p.id, p.messages or p.token_ids] for p in prompts[name]]),
             "profile": job.config.profile,
             "stop": list(profile.stop),
             "tool_rounds": job.config.tool_rounds,
@@ -230,6 +234,25 @@ def _still_holds(figures: Path, weights: str) -> bool:
     )
 
 
+def _refuse_without_tokens(config: EvaluateConfig) -> None:
+    """Refuse what needs the tokens of samples, from an engine that gives text alone.
+
+    Raises:
+        UserError: Programs are to be run, or a reward model is to score.
+    """
+    for key, found in (
+        ("tool_rounds", config.tool_rounds),
+        ("reward_model", config.reward_model),
+    ):
+        if found:
+            raise UserError(
+                f"evaluate.{key}",
+                f"{found!r} with an engine that gives text alone",
+                "token ids, which samples go on from and a reward model reads",
+                "remove the key, or sample with another engine",
+            )
+
+
 def sandbox_of(config: EvaluateConfig) -> SandboxConfig:
     """Return the limits of programs.
 
@@ -252,6 +275,11 @@ def prompts_of(
         UserError: The tokenizer, profile or an exemplar does not fit, or a check fails.
     """
     profile, path = load_evaluation_profile(job.config.profile)
+    if job.engine.takes == "messages":
+        return {
+            suite.name: suite_conversations(problems[suite.name], profile, path, suite.language)
+            for suite in job.suites
+        }, {suite.name: [f"chat messages, profile {job.config.profile!r}"] for suite in job.suites}
     tokenizer = load_tokenizer(job.model)
     formatter = suite_formatter(job.model, tokenizer, profile)
     prompts, notes = {}, {}
@@ -284,7 +312,11 @@ def _suite(
     write_rows(folder / "problems.jsonl", (problem.to_row() for problem in problems))
     write_rows(
         folder / "prompts.jsonl",
-        ({"problem_id": prompt.id, "token_ids": list(prompt.token_ids)} for prompt in prompts),
+        (
+            {"problem_id": prompt.id, "token_ids": list(prompt.token_ids)}
+            | ({"messages": list(prompt.messages)} if prompt.messages else {})
+            for prompt in prompts
+        ),
     )
     sampling = Sampling(
         n=max(1, config.n),

@@ -158,7 +158,7 @@ def _judge(
                 answer_class,
                 verdict.rule,
                 verdict.detail,
-                len(sample.token_ids),
+                sample.length,
                 sample.finish_reason,
                 style_of(sample.text),
             )

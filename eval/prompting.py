@@ -47,6 +47,24 @@ def suite_prompts(
     ]
 
 
+def suite_conversations(
+    problems: list[Problem], profile: EvaluationProfile, path: Path, language: str
+) -> list[Prompt]:
+    """Return the conversation of every problem, for an engine whose endpoint has the template.
+
+    Args:
+        problems: Of one suite.
+        profile: Evaluation profile.
+        path: Its file, which exemplars are relative to.
+        language: Of the suite's questions.
+    """
+    shots = load_shots(profile, path, language, False, problems)
+    return [
+        Prompt(p.id, (), messages=tuple(profile.messages(p, language, shots, False)))
+        for p in problems
+    ]
+
+
 def preflight(
     prompts: Sequence[Prompt], tokenizer: Any, stop: Sequence[str], problems: Sequence[Problem]
 ) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import Config, plugin_config, validate
+from data_prep.config import Config, fingerprint, plugin_config, validate
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json
 from eval.evaluate import Job, evaluate, prompts_of
@@ -100,6 +100,13 @@ def jobs_of_run(
     Raises:
         UserError: A checkpoint that was asked for is not there, or none is.
     """
+    if engine.takes != "tokens":
+        raise UserError(
+            "--config",
+            f"engine.kind = {engine.kind!r}: an endpoint has no checkpoint of this run",
+            "an engine that samples from a model folder",
+            "evaluate what the endpoint serves with --model NAME",
+        )
     out = Path(run.out)
     trained = [s.name for s in run.train if create_method(s.method).trains == "policy"]
     for name in names:
@@ -132,7 +139,11 @@ def jobs_of_run(
 def job_of_model(
     model: str, name: str, config: EvaluateConfig, engine: EngineConfig, seed: int, out: Path
 ) -> Job:
-    """Return the job of one model folder or hub id."""
+    """Return the job of one model: a folder, a hub id, or a name at the engine's endpoint."""
+    if engine.takes == "messages":
+        served = f"{model} by {fingerprint(engine.deciding())}"
+        label = name or Path(model).name
+        return Job(label, Path(model), served, config, engine, seed, _suites(config, Path()), out)
     folder, identity = fetch_model(model)
     check_model(folder)
     # A checkpoint of a run has that run's held-out problems near it.
@@ -218,7 +229,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="model folder or hub id")
+    what.add_argument("--model", help="model folder, hub id, or a name at an endpoint")
     what.add_argument("--config", help="a run's TOML: evaluate its checkpoints")
     parser.add_argument("--checkpoints", nargs="+", default=[], help="training stages of the run")
     parser.add_argument("--suites", nargs="+", help="names, NAME=FILE, or files of one's own")

@@ -22,7 +22,7 @@ from data_prep.jsonl import read_json, write_rows
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem, read_problems
 from pipeline.config import GenerateConfig, RunConfig, load_run
-from pipeline.engines import Engine, Prompt, Sampling, create_engine
+from pipeline.engines import Engine, Prompt, Sampling, create_engine, require_tokens
 from pipeline.samples import Sample, read_samples, samples_of
 
 
@@ -84,6 +84,7 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     """Run the stage; return its folder."""
     from pipeline.model import load_tokenizer
 
+    require_tokens(run.engine, "[generate]")
     out = Path(run.out)
     model = checkpoint_of(run, config.model)
     problems_file = out / "data" / f"{config.problems}.jsonl"

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from pipeline.config import RunConfig, TrainConfig
+from pipeline.engines import require_tokens
 from pipeline.generate import checkpoint_of
 from pipeline.methods import Method
 
@@ -67,6 +68,7 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
                     "remove the key, or train a method that samples",
                 )
         return
+    require_tokens(run.engine, f"stage {config.name!r}")
     _refuse_rewards(where, config, method)
     if config.iterations > 1 and not (method.reference or config.reward.retrain):
         raise UserError(

@@ -31,6 +31,7 @@ class Sample:
         policy_version: Number of weight updates that the engine had taken.
         seed: What the sample was drawn with.
         error: Why there is no completion, or None.
+        token_count: As the endpoint counted, where an engine gives text alone, else None.
     """
 
     problem_id: str
@@ -42,10 +43,19 @@ class Sample:
     policy_version: int
     seed: int
     error: str | None = None
+    token_count: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the completion."""
+        return len(self.token_ids) if self.token_count is None else self.token_count
 
     def to_row(self) -> dict[str, Any]:
-        """Return a JSON-ready row."""
-        return asdict(self)
+        """Return a JSON-ready row; `token_count` stands in it where there is one."""
+        row = asdict(self)
+        if self.token_count is None:
+            del row["token_count"]
+        return row
 
 
 def samples_of(groups: list[Group], n: int, policy_version: int) -> Iterator[Sample]:
@@ -66,6 +76,7 @@ def samples_of(groups: list[Group], n: int, policy_version: int) -> Iterator[Sam
                 completion.finish_reason,
                 policy_version,
                 completion.seed,
+                token_count=completion.token_count,
             )
 
 

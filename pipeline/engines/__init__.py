@@ -12,13 +12,14 @@ depends on (run seed, step, prompt id, sample index) through `sample_seed` and o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
 from data_prep.config import Config, PluginConfig
+from data_prep.errors import UserError
 from data_prep.plugins import load_plugin
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class EngineConfig(PluginConfig):
 
     # Keys that may change without another result, such as a server's address.
     incidental: ClassVar[frozenset[str]] = frozenset()
+    # Whether prompts are token ids, or conversations for an engine that speaks text alone.
+    takes: ClassVar[Literal["tokens", "messages"]] = "tokens"
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
@@ -101,11 +104,14 @@ class Prompt:
         token_ids: The rendered tokens.
         max_tokens: Longest completion of this prompt where that is less than
             `Sampling.max_tokens`; None for no limit of its own.
+        messages: The conversation, each turn with `role` and `content`, for engines that take
+            messages; `token_ids` are then empty.
     """
 
     id: str
     token_ids: tuple[int, ...]
     max_tokens: int | None = None
+    messages: tuple[Mapping[str, str], ...] = field(default=(), hash=False)
 
     def __post_init__(self) -> None:
         """Refuse a budget of nothing."""
@@ -128,6 +134,8 @@ class Completion:
         text: Decoded without special tokens.
         finish_reason: "stop" at an end token or stop string, "length" when cut off.
         seed: What the sample was drawn with.
+        token_count: Tokens as the endpoint counts them, from engines that give text alone; None
+            where `token_ids` says it.
     """
 
     token_ids: list[int]
@@ -135,6 +143,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     seed: int
+    token_count: int | None = None
 
 
 @dataclass(slots=True)
@@ -171,6 +180,26 @@ class Engine(Protocol):
 def create_engine(config: PluginConfig, model: str | Path) -> Engine:
     """Create the engine that `config.kind` names, with the weights of a model folder."""
     return load_plugin("pipeline.engines", config.kind, where="engine.kind").create(config, model)
+
+
+def require_tokens(config: PluginConfig, where: str) -> None:
+    """Refuse an engine that speaks text alone.
+
+    Args:
+        config: The engine's.
+        where: Who asks.
+
+    Raises:
+        UserError: It does.
+    """
+    if getattr(config, "takes", "tokens") != "tokens":
+        raise UserError(
+            where,
+            f"engine.kind = {config.kind!r}, which gives text without token ids and log-probs",
+            "an engine of token ids: every method weighs the log-probs of the sampled tokens, and "
+            "text that is tokenised again need not be the tokens that were sampled",
+            'set engine.kind = "embedded", "vllm" or "vllm_server"; it may serve eval.run',
+        )
 
 
 def sample_seed(run_seed: int, step: int, prompt_id: str, sample_index: int) -> int:
