@@ -69,8 +69,8 @@ def collect(
     Args:
         run: With `eval-<checkpoint>` folders.
         config_file: The run's TOML; by default the `config.toml` that the run folder keeps.
-        training: Files of training questions; by default `data/train.jsonl` of the run, and of
-            the runs that the evaluated checkpoints stand in.
+        training: Files of training questions; by default `data/train.jsonl` and `mixture` of
+            the run, and of the runs that the evaluated checkpoints stand in.
 
     Raises:
         UserError: Nothing was evaluated there, or a file is broken.
@@ -161,13 +161,18 @@ def _versions(folders: list[Path]) -> dict[str, str]:
 
 
 def _training_files(run: Path, folders: Mapping[str, Path]) -> list[Path]:
-    """Return the training questions of the runs that results come from."""
+    """Return the training data of the runs that results come from: problems and mixtures."""
     runs = [run]
     for folder in folders.values():
         model = read_json(folder / "manifest.json").get("counts", {}).get("model")
         if model:  # RUN/STAGE/checkpoint
             runs.append(Path(model).parent.parent)
-    found = {path.resolve(): path for r in runs if (path := r / "data" / "train.jsonl").is_file()}
+    found: dict[Path, Path] = {}
+    for folder in runs:
+        if (problems := folder / "data" / "train.jsonl").is_file():
+            found[problems.resolve()] = problems
+        if (folder / "mixture" / "manifest.json").is_file():
+            found[(folder / "mixture").resolve()] = folder / "mixture"
     return list(found.values())
 
 

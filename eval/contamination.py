@@ -13,9 +13,12 @@ from typing import Any
 
 from data_prep.decontaminate import Index, Question
 from data_prep.errors import UserError
-from data_prep.jsonl import read_rows
+from data_prep.formatting import load_formatter
+from data_prep.jsonl import read_json, read_rows
+from data_prep.loader import Sequences
 from data_prep.normalise import normalise
 from data_prep.schema import Problem
+from data_prep.tokenizer import load_tokenizer
 
 EXAMPLES = 5
 # Where published training files keep the question, the first that is there counts.
@@ -23,14 +26,18 @@ COLUMNS = ("question", "problem", "query", "instruction", "prompt")
 
 
 def training_questions(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (id, question) of a training file: the data stage's problems, or published rows.
+    """Yield (id, question) of training data: problems, published rows, or a mixture's documents.
 
     Args:
-        path: JSON lines with one of `COLUMNS` as text, or `messages` with a user turn.
+        path: JSON lines with one of `COLUMNS` as text, or `messages` with a user turn; or the
+            folder of a mixture stage.
 
     Raises:
         UserError: A row has neither.
     """
+    if path.is_dir():
+        yield from _mixture_questions(path)
+        return
     for number, row in read_rows(path):
         identity = str(row.get("id", f"{path.name}, line {number}"))
         turns = row.get("messages", row.get("prompt"))
@@ -52,6 +59,22 @@ def training_questions(path: Path) -> Iterator[tuple[str, str]]:
                 "rename the column, or give another --training file",
             )
         yield identity, question
+
+
+def _mixture_questions(stage: Path) -> Iterator[tuple[str, str]]:
+    """Yield what the first user turn of every document asks, read back from its tokens."""
+    profile = read_json(stage / "manifest.json")["plan"]["config"]["mixture"]["profile"]
+    tokenizer: Any = load_tokenizer(str(stage / "tokenizer"))
+    formatter = load_formatter(tokenizer, profile)
+    # What the template puts around a question, told by one that is a single rare character.
+    before, _, after = tokenizer.decode(formatter.prompt_ids("☃")).partition("☃")
+    sequences = Sequences(stage, "train")
+    for number in range(len(sequences)):
+        origins = sequences.origins(number)
+        for document, (source, row) in zip(sequences[number], origins, strict=True):
+            trained = int(document.mask.argmax())
+            text = tokenizer.decode(document.input_ids[:trained].tolist())
+            yield f"{source}, row {row}", text.removeprefix(before).removesuffix(after)
 
 
 def contamination(

@@ -6,7 +6,10 @@ import json
 
 import pytest
 
+from data_prep.config import validate
 from data_prep.errors import UserError
+from data_prep.mixture import build_mixture
+from data_prep.mixture_config import MixtureConfig
 from data_prep.schema import Problem
 from eval.contamination import contamination, training_questions
 from eval.suites import choose_suites
@@ -71,3 +74,36 @@ def test_training_files_of_several_layouts(tmp_path):
     file.write_text('{"text": "no question"}\n')
     with pytest.raises(UserError, match=r"line 1: columns 'text'"):
         list(training_questions(file))
+
+
+def test_a_mixture_is_read_back_from_its_tokens(tmp_path):
+    questions = [
+        f"Mia has {n} pens near the lake and finds {n + 7} more. How many?" for n in range(20, 60)
+    ]
+    rows = [
+        {
+            "source": "cn_k12",
+            "problem": q,
+            "messages": [],
+            "solution": f"There are $\\boxed{{{2 * n + 7}}}$.",
+        }
+        for n, q in enumerate(questions, start=20)
+    ]
+    file = tmp_path / "numina.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = {
+        "max_length": 256,
+        "validation_rows": 4,
+        "workers": 1,
+        "tokenizer": {"vocab_size": 400},
+        "sources": [{"source": {"kind": "numina_math_cot", "train": str(file)}, "count": 30}],
+    }
+    stage = build_mixture(validate(MixtureConfig, table, "test"), tmp_path / "run", 1)
+    found = list(training_questions(stage))
+    assert len(found) >= 26 and {question for _, question in found} <= set(questions)
+    assert len({question for _, question in found}) == len(found)
+    identity, question = found[3]
+    assert rows[int(identity.rpartition(" ")[2])]["problem"] == question
+    suite = [problem("a", question.upper()), problem("b", "What is 1?")]
+    leak = contamination({"s": suite}, training_questions(stage))["s"]
+    assert (leak["exact"], leak["near"]) == (1, 0)
