@@ -36,11 +36,14 @@ class Sequence:
         advantages: One a completion token (process supervision), in place of `advantage`.
         segments: Number of the segment that each completion token belongs to, from 0 upwards;
             empty where the completion is not cut.
+        answered: Whether the last segment is the final answer.
+        prefix: Tokens at the end of the prompt that are the beginning of the solution, which
+            the completion goes on from.
         logprobs: Sampler log-probs, one a completion token; empty for data that was not sampled.
         sign: +1 or -1 for the two sides of a preference pair, 0 otherwise.
         finish_reason: As in the sample log; empty for data that was not sampled.
         level: Difficulty of the problem, for the records.
-        text: The completion as text; empty for data that was not sampled.
+        text: The solution as text, prefix included; empty for data that was not sampled.
         staleness: Training steps between the policy that sampled it and the one that it trains.
         problem_id: Of the problem that it answers; empty for data that was not sampled.
         sample_index: Which of the problem's samples it is.
@@ -58,6 +61,8 @@ class Sequence:
     advantage: float = 0.0
     advantages: list[float] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
+    answered: bool = False
+    prefix: int = 0
     logprobs: list[float] = field(default_factory=list)
     sign: int = 0
     finish_reason: str = ""

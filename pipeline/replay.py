@@ -119,13 +119,15 @@ class Replay:
         prompts = {prompt.id: prompt.token_ids for prompt in self.rollouts.prompts}
         sequences: list[Sequence] = []
         for step in steps:
-            groups: dict[str, int] = {}
+            groups: dict[tuple[Any, ...], int] = {}
             before = max((s.group for s in sequences), default=-1) + 1
             for _, row in read_rows(self.rollouts.path(step)):
                 if "error" in row or row["outcome"] not in ("correct", "incorrect", "no_answer"):
                     continue
-                group = before + groups.setdefault(row["problem_id"], len(groups))
-                sequences.append(_sequence(list(prompts[row["problem_id"]]), row, group))
+                prefix = row.get("prefix", {}).get("token_ids", [])
+                prompt = [*prompts[row["problem_id"]], *prefix]
+                group = before + groups.setdefault((row["problem_id"], *prefix), len(groups))
+                sequences.append(_sequence(prompt, row, group))
         return verified_pairs(sequences, rng, PAIRS_A_GROUP)
 
     def _of_log(self, rng: random.Random) -> list[list[Sequence]]:

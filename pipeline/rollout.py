@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import sys
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from tqdm import tqdm
 from data_prep.jsonl import write_rows
 from data_prep.schema import Problem
 from pipeline.batch import Sequence
-from pipeline.engines import Engine, Group, Prompt, Sampling
+from pipeline.engines import Engine, Prompt, Sampling
 from pipeline.methods import Method
 from pipeline.non_finite import NonFiniteError
 from pipeline.reward import RewardMaker
+from pipeline.segments import By, segments_of
 from verifiers import Verdict, VerifierPool
 
 
@@ -39,6 +41,23 @@ class Drawn:
     rounds: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A prompt of a round.
+
+    Attributes:
+        problem: Which problem it is of.
+        prompt: What the engine is given.
+        sample: The sample of the problem's own prompt that it goes on from; None for that prompt.
+        prefix: The tokens of that sample that stand at its end.
+    """
+
+    problem: int
+    prompt: Prompt
+    sample: int | None = None
+    prefix: tuple[int, ...] = ()
+
+
 class Rollouts:
     """Draws a batch of groups for a step; the same for the same step, whatever came before.
 
@@ -48,7 +67,8 @@ class Rollouts:
         engine: Samples.
         pool: Judges.
         rewards: Makes rewards of verdicts and models.
-        method: Shapes rewards, and says which groups may fill the batch.
+        method: Shapes rewards, says from which prefixes a prompt is sampled again, and which
+            groups may fill the batch.
         sampling: How; `sampling.step` is replaced by the step.
         batch: Prompts a step.
         folder: Where each step's rollouts are logged.
@@ -106,18 +126,27 @@ class Rollouts:
         rows: list[dict[str, Any]] = []
         waiting, spare = self.order(step), self.spare(step) if self.method.refill else []
         places = asked = 0
+        groups = itertools.count()
         while waiting:
-            sequences = self._sample(waiting, step, asked, drawn.rounds, rows)
+            own = [_Ask(i, self.prompts[i]) for i in waiting]
+            # A problem's groups: of its prompt, then of each prefix.
+            families = [[g] for g in self._sample(own, step, groups, drawn.rounds, rows)]
             asked += len(waiting)
-            drawn.everything += sequences
-            groups: dict[int, list[Sequence]] = defaultdict(list)
-            for sequence in sequences:
-                groups[sequence.group].append(sequence)
-            for group in groups.values():
-                usable = self.method.usable([s for s in group if s.reward is not None])
+            further = [self._prefixed(a, f[0], step) for a, f in zip(own, families, strict=True)]
+            if any(further):
+                flat = [ask for asks in further for ask in asks]
+                found = iter(self._sample(flat, step, groups, drawn.rounds, rows))
+                for family, asks in zip(families, further, strict=True):
+                    family += itertools.islice(found, len(asks))
+            for family in families:
+                usable: list[Sequence] = []
+                for group in filter(None, family):
+                    drawn.everything += group
+                    if self.method.usable([s for s in group if s.reward is not None]):
+                        usable += group
                 if usable and places < self.batch:
                     places += 1
-                    drawn.chosen += group
+                    drawn.chosen += usable
             missing = self.batch - places
             if not missing or drawn.rounds == self.method.refill:
                 break
@@ -135,60 +164,100 @@ class Rollouts:
         write_rows(self.path(step), rows)
         return drawn
 
+    def _prefixed(self, ask: _Ask, group: list[Sequence], step: int) -> list[_Ask]:
+        """Return the prompts that go on from prefixes of a problem's samples."""
+        if not group:
+            return []
+        seed = f"{self.sampling.seed}/prefixes/{step}/{ask.prompt.id}"
+        chosen = self.method.prefixes(group, random.Random(seed))  # noqa: S311
+        return [
+            _Ask(
+                ask.problem,
+                Prompt(
+                    f"{ask.prompt.id}/sample-{sample}/prefix-{length}",
+                    (*ask.prompt.token_ids, *group[sample].completion[:length]),
+                    ask.prompt.budget(self.sampling) - length,
+                ),
+                sample,
+                tuple(group[sample].completion[:length]),
+            )
+            for sample, length in chosen
+        ]
+
     def _sample(
-        self, indices: list[int], step: int, first: int, refill: int, rows: list[dict[str, Any]]
-    ) -> list[Sequence]:
-        """Return the scored samples of some problems; append what was seen to `rows`.
+        self,
+        asks: list[_Ask],
+        step: int,
+        numbers: Iterator[int],
+        refill: int,
+        rows: list[dict[str, Any]],
+    ) -> list[list[Sequence]]:
+        """Return the scored samples of some prompts; append what was seen to `rows`.
 
         Args:
-            indices: Which problems.
+            asks: Which prompts.
             step: Takes part in the seeds.
-            first: Group number of the first of them.
+            numbers: Of the groups.
             refill: Which refill round this is; 0 is the step's own batch.
             rows: The step's log.
+
+        Returns:
+            One list a prompt, empty where it could not be completed.
         """
         sampling = self.sampling.model_copy(update={"step": step})
-        groups = self.engine.generate([self.prompts[i] for i in indices], sampling)
-        verdicts = self._judge(indices, groups)
+        groups = self.engine.generate([ask.prompt for ask in asks], sampling)
         staleness = step - self.engine.policy_version
         sequences: list[Sequence] = []
-        for number, (i, group) in enumerate(zip(indices, groups, strict=True), start=first):
+        for ask, group, number in zip(asks, groups, numbers, strict=False):
             for index, completion in enumerate(group.completions):
-                verdict = verdicts[len(sequences)]
-                scored = verdict is not None and verdict.is_scorable
+                text = completion.text
+                if ask.prefix:
+                    text = self.rewards.decode([*ask.prefix, *completion.token_ids])
                 sequences.append(
                     Sequence(
                         prompt=list(group.prompt.token_ids),
                         completion=completion.token_ids,
                         mask=[True] * len(completion.token_ids),
                         group=number,
-                        correct=verdict.is_correct if verdict is not None and scored else None,
+                        prefix=len(ask.prefix),
                         logprobs=completion.logprobs,
                         finish_reason=completion.finish_reason,
-                        level=self.problems[i].level,
-                        text=completion.text,
+                        level=self.problems[ask.problem].level,
+                        text=text,
                         staleness=staleness,
-                        problem_id=group.prompt.id,
+                        problem_id=self.prompts[ask.problem].id,
                         sample_index=index,
-                        answer=_answer(verdict),
                     )
                 )
+                if self.method.cut is not None:
+                    self._cut(sequences[-1], completion.text, self.method.cut)
+        of = [ask.problem for ask, g in zip(asks, groups, strict=True) for _ in g.completions]
+        verdicts = self._judge(of, sequences)
+        for sequence, verdict in zip(sequences, verdicts, strict=True):
+            sequence.answer = _answer(verdict)
+            if verdict is not None and verdict.is_scorable:
+                sequence.correct = verdict.is_correct
         self.rewards.fill(sequences, verdicts)
         for sequence in sequences:
             if sequence.reward is not None:
                 sequence.reward = self.method.shape(sequence.reward, sequence, sampling.max_tokens)
         if not all(math.isfinite(s.reward) for s in sequences if s.reward is not None):
             raise NonFiniteError(f"a reward of step {step} is not finite", sequences)
+        families: list[list[Sequence]] = []
         place = 0
-        for group in groups:
+        for ask, group in zip(asks, groups, strict=True):
+            whose: dict[str, Any] = {"problem_id": self.prompts[ask.problem].id}
+            if ask.sample is not None:
+                whose["prefix"] = {"sample_index": ask.sample, "token_ids": list(ask.prefix)}
             if group.error is not None:
-                rows.append({"problem_id": group.prompt.id, "error": group.error})
+                rows.append({**whose, "error": group.error})
+            first = place
             for index, completion in enumerate(group.completions):
                 verdict, sequence = verdicts[place], sequences[place]
                 place += 1
                 rows.append(
                     {
-                        "problem_id": group.prompt.id,
+                        **whose,
                         "sample_index": index,
                         "refill": refill,
                         "token_ids": completion.token_ids,
@@ -204,14 +273,19 @@ class Rollouts:
                         **({"steps": sequence.steps} if sequence.steps else {}),
                     }
                 )
-        return sequences
+            families.append(sequences[first:place])
+        return families
 
-    def _judge(self, indices: list[int], groups: list[Group]) -> list[Verdict | None]:
-        """Return a verdict for every completion, None where there is no gold answer."""
+    def _cut(self, sequence: Sequence, text: str, by: By) -> None:
+        """Set the segments of what was sampled; a prefix is not among them."""
+        found = segments_of(self.rewards.decode, sequence.completion, text, by)
+        sequence.segments, sequence.answered = found.numbers, found.answered
+
+    def _judge(self, problems: list[int], sequences: list[Sequence]) -> list[Verdict | None]:
+        """Return a verdict for every solution, None where there is no gold answer."""
         asked = [
-            (self.problems[i].answer, completion.text)
-            for i, group in zip(indices, groups, strict=True)
-            for completion in group.completions
+            (self.problems[i].answer, sequence.text)
+            for i, sequence in zip(problems, sequences, strict=True)
         ]
         found = iter(self.pool.verify_many([pair for pair in asked if pair[0]]))
         return [next(found) if gold else None for gold, _ in asked]

@@ -17,6 +17,7 @@ train by the same loop: the scores R_φ stand where log π_θ stands. A critic h
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
@@ -27,6 +28,7 @@ from data_prep.config import PluginConfig
 from data_prep.plugins import load_plugin
 from pipeline.batch import Sequence, Tokens
 from pipeline.normaliser import Normaliser, token_weights
+from pipeline.segments import By
 
 Source = Literal["rows", "samples", "policy", "pairs", "steps"]
 CriticKind = Literal["none", "head", "separate"]
@@ -57,6 +59,7 @@ class Method(ABC):
         takes_steps: Whether rewards of steps are looked at.
         takes_outcomes: Whether a reward of the whole alone is enough.
         needs_verdicts: Whether verdicts are looked at beside the reward.
+        cut: What ends a segment, for methods that look at segments; None leaves solutions whole.
         refill: How often a step may draw further prompts in place of groups that are not
             `usable`; 0 draws once.
         critic: Whether there is a V: none, a head on the policy's states, or a model of its own.
@@ -74,6 +77,7 @@ class Method(ABC):
     takes_steps: bool = False
     takes_outcomes: bool = True
     needs_verdicts: bool = False
+    cut: By | None = None
     refill: int = 0
     critic: CriticKind = "none"
     critic_init: str = ""
@@ -109,6 +113,25 @@ class Method(ABC):
             max_tokens: Longest completion that sampling allows.
         """
         return reward
+
+    def prefixes(self, group: list[Sequence], rng: random.Random) -> list[tuple[int, int]]:
+        """Return the beginnings of solutions from which a prompt is sampled again.
+
+        Each is the base of a further group, of as many samples as the prompt's own. Only methods
+        with `source = "policy"` are asked.
+
+        Args:
+            group: All samples of the prompt itself, cut into segments where the method asks so.
+            rng: The same for the same step and prompt.
+
+        Returns:
+            (sample's place in the group, how many of its tokens).
+        """
+        return []
+
+    def samples(self, group_size: int) -> int:
+        """Return how many samples a step draws of one prompt, at most."""
+        return group_size
 
     def usable(self, group: list[Sequence]) -> bool:
         """Return whether a group, its scored sequences, may fill a place in the batch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,6 +172,7 @@ EXPECTED = [
     ("online_rft", {"denominator": "kept"}, lambda p: (1 - (1 - p) ** GROUP) / p),
     ("grpo", {"beta": 0.0, "epsilon": 0.0}, spread_factor),
     ("dapo", {"epsilon": 0.0}, spread_factor),
+    ("grft", {"epsilon": 0.0, "beta": 0.0, "mode": "tail"}, spread_factor),
     ("gspo", {"epsilon": 0.0}, spread_factor),
     ("cispo", {"epsilon": 0.0}, spread_factor),
 ]
@@ -244,6 +246,76 @@ def test_on_policy_the_expected_gradient_is_that_of_the_accuracy(name, options, 
     tokens.advantage = sides[CORRECT.to(torch.int64)][tokens.sequence]
     found = gradient_of_coefficient(method, tokens, logits)
     torch.testing.assert_close(found, factor(p) * slope, **TOLERANCE)
+
+
+def from_state(method: Method, prefix: tuple[int, ...], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """GRFT in one prefix state: its expected gradient, and P(correct | prefix), differentiable."""
+    further = [
+        (o, bool(c))
+        for o, c in zip(COMPLETIONS, CORRECT, strict=True)
+        if o[: len(prefix)] == prefix and len(o) > len(prefix)
+    ]
+    whole = [
+        Sequence([9, *prefix], list(o[len(prefix) :]), [True] * (len(o) - len(prefix)), 0, reward=1)
+        for o, _ in further
+    ]
+    log_p = torch.log_softmax(logits, -1)
+
+    def logp_of(sequences: list[Sequence]) -> Tensor:
+        at = [(*prefix, *s.completion) for s in sequences]
+        places = [(ROW[o[:t]], o[t]) for o in at for t in range(len(prefix), len(o))]
+        rows, actions = torch.tensor(places).T
+        return log_p[rows, actions]
+
+    chance = probability(flatten(whole, torch.float64), logp_of(whole))
+    accuracy = sum((p for p, (_, c) in zip(chance, further, strict=True) if c), torch.zeros(()))
+    p = float(accuracy.detach())
+    trained = []
+    for sequence, (_, correct) in zip(whole, further, strict=True):
+        # Every token is a segment. Given the others, this sample's own advantage is set.
+        sequence.segments = list(range(len(sequence.completion)))
+        mean, own = 0.0, sequence
+        for others in itertools.product((True, False), repeat=GROUP - 1):
+            group = [replace(sequence, reward=float(c)) for c in (correct, *others)]
+            kept = method.advantages(group)
+            if kept:
+                own = kept[0]
+                mean += math.prod(p if c else 1.0 - p for c in others) * own.advantage
+        trained.append(replace(own, advantage=mean))
+    tokens = flatten(trained, torch.float64)
+    logp = logp_of(trained)
+    tokens.old_logp, tokens.weight = logp.detach(), chance.detach()[tokens.sequence]
+    c = method.gradient_coefficient(tokens, logp.detach()) * tokens.weight
+    return torch.autograd.grad((c * logp).sum(), logits, retain_graph=True)[0], accuracy
+
+
+@pytest.mark.parametrize("prefix", [(), (2,), (4,), (3, 5)])
+def test_grft_from_a_prefix_follows_the_accuracy_from_there(prefix):
+    """From any state the tail's expected gradient is GRPO's: the spread's factor times ∇p."""
+    logits = table(5).requires_grad_()
+    method = make("grft", mode="tail", beta=0.0, epsilon=0.0)
+    found, accuracy = from_state(method, prefix, logits)
+    (slope,) = torch.autograd.grad(accuracy, logits)
+    p = float(accuracy.detach())
+    assert 0.05 < p < 0.95
+    torch.testing.assert_close(found, spread_factor(p) * slope, **TOLERANCE)
+
+
+def test_grft_by_segments_in_every_state_is_the_policy_gradient():
+    """Σ_s reach(s) · E[gradient in s] = (G − 1)/G ∇P(correct), where Â = r − mean.
+
+    ε_R that is far above the spread makes Â·ε_R of it.
+    """
+    logits = table(5).requires_grad_()
+    large = 1e13
+    method = make("grft", mode="segment", beta=0.0, epsilon=large)
+    visits = reach(logits.detach())
+    total = torch.zeros_like(logits)
+    for prefix in PREFIXES:
+        total += visits[ROW[prefix]] * large * from_state(method, prefix, logits)[0]
+    accuracy = probability(every_completion(), log_probs(logits))[CORRECT].sum()
+    (slope,) = torch.autograd.grad(accuracy, logits)
+    torch.testing.assert_close(total, (GROUP - 1) / GROUP * slope, **TOLERANCE)
 
 
 def reach(logits: Tensor) -> Tensor:

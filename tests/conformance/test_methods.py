@@ -19,6 +19,7 @@ VARIANTS = {
     "dapo": [*SURROGATE, {"overlong_share": 0.0, "overlong_mask": True, "refill": 0}],
     "dpo": [{}, {"length_norm": True}, {"beta": 0.7}],
     "dr_grpo": SURROGATE,
+    "grft": [*SURROGATE, {"mode": "tail"}],
     "grpo": [*SURROGATE, {"beta": 0.0}, {"epsilon": 0.1}, {"supervision": "process"}],
     "gspo": [*SURROGATE, {**WIDE, "beta": 0.3, "kl": "k1"}],
     "online_rft": [*NORMALISERS, {"denominator": "sampled"}],
@@ -30,7 +31,7 @@ VARIANTS = {
     "rloo": SURROGATE,
     "sft": NORMALISERS,
 }
-CLIPPED = ["cispo", "dapo", "dr_grpo", "grpo", "gspo", "ppo", "rloo"]
+CLIPPED = ["cispo", "dapo", "dr_grpo", "grft", "grpo", "gspo", "ppo", "rloo"]
 CASES = [(name, options) for name in NAMES for options in VARIANTS.get(name, [{}])]
 
 

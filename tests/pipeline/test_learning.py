@@ -32,6 +32,7 @@ PROMPTS = [Prompt(f"p{i}", (20 + i, 41, 62 - i)) for i in range(4)]
 MAX_TOKENS, STEPS, GROUP = 3, 12, 8
 OPTIONS = {
     "dapo": [{}, {"overlong_share": 0.0, "normaliser": "group_token"}],
+    "grft": [{}, {"mode": "tail"}],
     "grpo": [
         {},
         {"beta": 0.05, "kl": "k1"},
@@ -54,7 +55,9 @@ def mean_reward(model) -> float:
     return float(probs[:, ::2].sum(-1).mean())
 
 
-def draw(engine: EmbeddedEngine, step: int, n: int = GROUP) -> list[Sequence]:
+def draw(
+    engine: EmbeddedEngine, step: int, n: int = GROUP, prompts: list[Prompt] = PROMPTS
+) -> list[Sequence]:
     sampling = Sampling(n=n, max_tokens=MAX_TOKENS, seed=1, step=step)
     return [
         Sequence(
@@ -66,11 +69,12 @@ def draw(engine: EmbeddedEngine, step: int, n: int = GROUP) -> list[Sequence]:
             correct=completion.token_ids[0] % 2 == 0,
             # The first token is a step of its own, the rest another that is always right.
             steps=[(0, float(completion.token_ids[0] % 2 == 0))],
+            segments=[min(1, place) for place in range(len(completion.token_ids))],
             finish_reason=completion.finish_reason,
             logprobs=completion.logprobs,
             text=str(completion.token_ids),
         )
-        for number, group in enumerate(engine.generate(PROMPTS, sampling))
+        for number, group in enumerate(engine.generate(prompts, sampling))
         for completion in group.completions
     ]
 
@@ -145,11 +149,59 @@ def test_corrected_for_the_sampler_it_learns_too(checkpoint, tmp_path, kind):
     assert after > before + 0.1
 
 
+@torch.no_grad()
+def mean_reward_of_two(model) -> float:
+    """P(the first two tokens are even), summed over the first."""
+    total = 0.0
+    for prompt in PROMPTS:
+        start = torch.tensor([prompt.token_ids])
+        first = torch.softmax(model(start).logits[0, -1], -1)
+        even = torch.arange(0, len(first), 2)
+        ids = torch.cat([start.expand(len(even), -1), even[:, None]], 1)
+        second = torch.softmax(model(ids).logits[:, -1], -1)
+        total += float((first[even] * second[:, ::2].sum(-1)).sum()) / len(PROMPTS)
+    return total
+
+
+@pytest.mark.parametrize("mode", ["segment", "tail"])
+def test_grft_learns_a_later_segment_from_its_prefix(checkpoint, tmp_path, mode):
+    """The first two tokens are to be even. Each is a segment, the second a prefix away."""
+    options = {"mode": mode, "prefixes": 2, "beta": 0.0}
+    method = create_method(load_plugin("pipeline.methods", "grft").Config(kind="grft", **options))
+    optimizer = {"learning_rate": 3e-3, "warmup_steps": 0, "schedule": "constant"}
+    table = {"name": "grft", "method": {"kind": "grft", **options}, "optimizer": optimizer}
+    config = validate(TrainConfig, table, "grft")
+    model = load_model(checkpoint)
+    trainer = Trainer(small_run(tmp_path), config, method, model.train())
+    engine = EmbeddedEngine(EngineConfig(device="cpu"), checkpoint)
+    before = mean_reward_of_two(model)
+    for step in range(STEPS):
+        engine.load_weights(model.state_dict().items(), step)
+        own = draw(engine, step)
+        asks = [
+            Prompt(f"{p.id}/{length}", (*p.token_ids, *group[sample].completion[:length]))
+            for p, group in zip(PROMPTS, groups_of(own), strict=True)
+            for sample, length in method.prefixes(group, random.Random(step))
+        ]
+        assert {len(ask.token_ids) for ask in asks} == {4}
+        further = draw(engine, step, prompts=asks)
+        for sequence in own + further:
+            known = sequence.prompt[3:]
+            sequence.reward = float(all(t % 2 == 0 for t in (known + sequence.completion)[:2]))
+            sequence.group += len(PROMPTS) * len(known)
+            if known:
+                sequence.segments = [0] * len(sequence.completion)
+        trainer.update(method.advantages(own + further), step, STEPS)
+    assert 0.1 < before < 0.5
+    assert mean_reward_of_two(model) > before + 0.1
+
+
 SPLIT = [
     *((n, {}) for n in plugin_names("pipeline.methods")),
     ("ppo", {"beta": 0.1, "critic": "separate"}),
     ("ppo", {"beta": 0.1, "entropy": 0.02, "kl": "k2"}),
     ("grpo", {"supervision": "process"}),
+    ("grft", {"mode": "tail", "beta": 0.1, "kl": "k1"}),
     ("gspo", {"clip_low": 0.2, "clip_high": 0.2, "beta": 0.1, "kl": "k1"}),
     ("grpo", {"beta": 0.1, "kl": "k1", "normaliser": "group_token"}),
     ("dr_grpo", {"beta": 0.1, "kl": "k2"}),

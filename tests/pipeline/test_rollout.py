@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from data_prep.schema import Problem
+from pipeline.batch import Sequence
 from pipeline.engines import Completion, Group, Prompt, Sampling
-from pipeline.methods import dapo, grpo
+from pipeline.methods import dapo, grft, grpo
 from pipeline.records import rollout_figures
 from pipeline.reward import RewardConfig, RewardMaker
 from pipeline.rollout import Rollouts
@@ -174,3 +176,98 @@ def test_accuracy_counts_what_was_judged_and_rewards_what_was_scored(tmp_path):
     assert found["accuracy"] == pytest.approx(4 / 8)
     assert found["reward_mean"] == pytest.approx(3 / 6)
     assert found["unscored_share"] == pytest.approx(2 / 8)
+
+
+class Lines(Engine):
+    """Writes "a⏎b⏎\\\\boxed{c}", a token a letter or line, from wherever it is asked to go on."""
+
+    SOLUTION = (10, 11, 12)
+    TEXT = {1: "", 2: "", 10: "a\n", 11: "b\n", 12: "\\boxed{c}"}
+
+    def __init__(self):
+        super().__init__([])
+        self.prompts: list[Prompt] = []
+
+    def generate(self, prompts, sampling):
+        self.prompts += prompts
+        groups = []
+        for prompt in prompts:
+            rest = list(self.SOLUTION[len(prompt.token_ids) - 2 :])
+            text = "".join(self.TEXT[t] for t in rest)
+            completions = [
+                Completion(rest, [-1.0] * len(rest), text, "stop", i) for i in range(sampling.n)
+            ]
+            groups.append(Group(prompt, completions))
+        return groups
+
+
+class Texts:
+    """Keeps what it is asked, and finds every second solution correct."""
+
+    def __init__(self):
+        self.asked: list[tuple[str, str]] = []
+
+    def verify_many(self, pairs):
+        self.asked += pairs
+        return [Verdict([Outcome.CORRECT, Outcome.INCORRECT][i % 2]) for i in range(len(pairs))]
+
+
+def prefixed(folder: Path, **options) -> Rollouts:
+    made = rollouts(folder, [0, 0], grft.create(grft.Config(**options)), batch=2)
+    made.engine, made.pool = Lines(), Texts()  # type: ignore[assignment]
+    made.rewards = RewardMaker(RewardConfig(), lambda ids: "".join(Lines.TEXT[t] for t in ids))
+    return made
+
+
+def test_prefixes_are_sampled_from_and_solutions_judged_whole(tmp_path):
+    made = prefixed(tmp_path, prefixes=3)
+    drawn = made.draw(0)
+    engine: Lines = made.engine  # type: ignore[assignment]
+    first, second = made.order(0)
+    assert [(p.id, p.token_ids, p.max_tokens) for p in engine.prompts] == [
+        (f"p{first}", (1, 2), None),
+        (f"p{second}", (1, 2), None),
+        (f"p{first}/sample-0/prefix-1", (1, 2, 10), 9),
+        (f"p{first}/sample-0/prefix-2", (1, 2, 10, 11), 8),
+        (f"p{second}/sample-0/prefix-1", (1, 2, 10), 9),
+        (f"p{second}/sample-0/prefix-2", (1, 2, 10, 11), 8),
+    ]
+    assert made.pool.asked == [("yes", "a\nb\n\\boxed{c}")] * 24  # type: ignore[attr-defined]
+    assert made.method.samples(4) == 12
+    assert len(drawn.everything) == 24
+    assert drawn.chosen == drawn.everything
+    assert [s.group for s in drawn.chosen[::4]] == [0, 2, 3, 1, 4, 5]
+    assert [s.prefix for s in drawn.chosen[::4]] == [0, 1, 2] * 2
+    assert [s.segments for s in drawn.chosen[:12:4]] == [[0, 1, 2], [0, 1], [0]]
+    assert all(s.answered and s.text == "a\nb\n\\boxed{c}" for s in drawn.chosen)
+    rows = [json.loads(line) for line in (tmp_path / "step-00000.jsonl").read_text().splitlines()]
+    assert [row["problem_id"] for row in rows[8:12]] == [f"p{first}"] * 4
+    assert rows[8]["prefix"] == {"sample_index": 0, "token_ids": [10]}
+    assert rows[8]["token_ids"] == [11, 12]
+    assert "prefix" not in rows[0]
+
+
+def test_siblings_are_compared_with_each_other_and_answer_for_their_segment(tmp_path):
+    made = prefixed(tmp_path, prefixes=3)
+    kept = made.method.advantages(made.draw(0).chosen)
+    assert {tuple(s.completion) for s in kept} == {(10,), (11,), (12,)}
+    assert [s.advantage for s in kept] == pytest.approx([1.0, -1.0] * 12, rel=1e-5)
+    assert all(len(s.mask) == len(s.logprobs) == len(s.segments) == 1 for s in kept)
+    tail = grft.create(grft.Config(prefixes=3, mode="tail")).advantages(made.draw(0).chosen)
+    assert [len(s.completion) for s in tail[:12]] == [3] * 4 + [2] * 4 + [1] * 4
+
+
+def test_missing_cut_points_come_from_the_next_sample():
+    method = grft.create(grft.Config(prefixes=4))
+
+    def sample(completion, segments):
+        return Sequence([1], completion, [True] * len(completion), 0, segments=segments)
+
+    rng = random.Random(0)
+    group = [sample([5, 6, 7], [0, 0, 1]), sample([5, 6, 8], [0, 0, 1]), sample([5, 9], [0, 1])]
+    # (0, 2) is the first's only cut; the second's is the same; the third's is new.
+    assert method.prefixes(group, rng) == [(0, 2), (2, 1)]
+    long = [sample(list(range(9)), list(range(9)))]
+    drawn = {tuple(method.prefixes(long, random.Random(seed))) for seed in range(2000)}
+    assert len(drawn) == 56  # every way to choose 3 of 8
+    assert all(list(found) == sorted(found) for found in drawn)

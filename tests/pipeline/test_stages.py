@@ -42,6 +42,7 @@ ONLINE = {
     "cispo": {"updates": 2, "beta": 0.05, "kl": "k2"},
     "dapo": {"updates": 2, "refill": 3},
     "ppo": {"beta": 0.05, "entropy": 0.01},
+    "grft": {"updates": 2, "prefixes": 3, "cut": "sentence"},
 }
 # Further stages, by name: what they change of another stage of the small run.
 FURTHER = {
@@ -339,6 +340,39 @@ def test_dapo_fills_its_batch_with_prompts_of_mixed_accuracy(run):
     assert 0 in rounds
     assert max(rounds) > 0
     assert min(full) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_grft_from_the_empty_prefix_is_grpo_bit_for_bit(run):
+    grpo = train(run, stage(run, "grpo"))
+    method = {"kind": "grft", "prefixes": 1, "mode": "tail", "updates": 2, "beta": 0.05}
+    grft = train(run, stage(run, "grft", method=method))
+    assert weights(grft) == weights(grpo) != weights(Path(run.out) / "sft")
+    assert (grft / "steps.jsonl").read_bytes() == (grpo / "steps.jsonl").read_bytes()
+
+
+def test_grft_goes_on_from_prefixes_of_its_own_samples(run):
+    config = stage(run, "grft")
+    folder = train(run, config)
+    found = 0
+    for _, figures in read_rows(folder / "steps.jsonl"):
+        log = folder / "rollouts" / f"step-{figures['step']:05d}.jsonl"
+        rows = [row for _, row in read_rows(log)]
+        assert figures["samples"] == len(rows) <= 3 * 3 * 4
+        assert len({row["seed"] for row in rows}) == len(rows)
+        whole = {
+            (r["problem_id"], r["sample_index"]): r["token_ids"] for r in rows if "prefix" not in r
+        }
+        assert len(whole) == 12
+        for row in rows:
+            if (prefix := row.get("prefix")) is None:
+                continue
+            found += 1
+            base = whole[row["problem_id"], prefix["sample_index"]]
+            length = len(prefix["token_ids"])
+            assert base[:length] == prefix["token_ids"]
+            assert 0 < length < len(base)
+            assert length + len(row["token_ids"]) <= 20
+    assert found > 0
 
 
 @pytest.mark.parametrize("kind", ["off", "token", "sequence"])
