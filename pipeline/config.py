@@ -143,6 +143,8 @@ class TrainConfig(Config):
             pairs, or the share of validation problems that greedy samples solve; 0 never.
         validate_limit: Validation problems an online method looks at.
         monitor: Thresholds of the warnings about how an online method goes.
+        push_to_hub: Repository "owner/name" that takes the checkpoint when the stage is complete;
+            empty for none.
     """
 
     name: str
@@ -169,6 +171,7 @@ class TrainConfig(Config):
     validate_every: int = Field(default=0, ge=0)
     validate_limit: int = Field(default=128, ge=1)
     monitor: MonitorConfig = MonitorConfig()
+    push_to_hub: str = ""
 
 
 class EvaluateConfig(Config):

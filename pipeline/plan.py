@@ -11,6 +11,9 @@ from pipeline.engines import require_tokens
 from pipeline.generate import checkpoint_of
 from pipeline.methods import Method
 
+# Keys of a stage that decide nothing about its result.
+WATCHING = {"save_every", "agreement", "monitor", "push_to_hub"}
+
 
 def init_of(run: RunConfig, config: TrainConfig) -> str | Path:
     """Return what a stage starts from: the run's model, or a checkpoint."""
@@ -215,7 +218,7 @@ def check_vocabulary(tokenizer: Any, init: str | Path, own: Any) -> None:
 def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, Any]:
     """Return what decides this stage's result, beside its inputs."""
     settings: dict[str, Any] = {
-        "train": config.model_dump(mode="json", exclude={"save_every", "agreement", "monitor"}),
+        "train": config.model_dump(mode="json", exclude=WATCHING),
         "seed": run.seed,
         "dtype": run.model.dtype,
     }

@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from data_prep.config import override
 from data_prep.errors import UserError, command
@@ -40,6 +41,7 @@ from pipeline.adapters import Adapters, plain_weights
 from pipeline.agreement import Agreement
 from pipeline.ahead import Ahead
 from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
+from pipeline.card import base_facts, write_card
 from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.correction import gap_figures, importance
 from pipeline.critic import Critic, critic_of, load_scalar_model, value_head
@@ -59,6 +61,7 @@ from pipeline.plan import (
     truncated_sampling,
 )
 from pipeline.policy import check_head, hidden_states, token_logprobs
+from pipeline.publish import check_token, publish
 from pipeline.records import Records, advantage_figures, over_parts
 from pipeline.replay import Replay
 from pipeline.source import Data, open_data
@@ -354,6 +357,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
     )
     if stage.is_complete:
         return stage.final
+    if config.push_to_hub:
+        check_token(config.push_to_hub, f"stage {config.name!r}, key 'push_to_hub'")
     work = stage.begin()
     init = None if config.init == "model" and not run.model.path else init_of(run, config)
     tokenizer = load_tokenizer(run.tokenizer if init is None else init)
@@ -429,11 +434,18 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         reads = "steps" if method.source == "steps" else "end"
     save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile, reads)
     if trainer.adapters is not None:
-        trainer.adapters.save(work / "checkpoint" / "adapter")
+        base = str(base_facts(init).get("base_model", config.init))
+        trainer.adapters.save(work / "checkpoint" / "adapter", base)
+    adapter = trainer.adapters is not None
+    write_card(work / "checkpoint", run, config, method.trains, init, work, adapter)
     if replay is not None:
         save_checkpoint(work / "reward_model", replay.model, tokenizer, ends, profile, "end")
     parameters = sum(p.numel() for p in model.parameters())
-    return stage.complete(scratch=("state",), steps=data.steps, parameters=parameters)
+    final = stage.complete(scratch=("state",), steps=data.steps, parameters=parameters)
+    if config.push_to_hub:
+        where = f"stage {config.name!r}, key 'push_to_hub'"
+        tqdm.write(publish(final / "checkpoint", config.push_to_hub, where), file=sys.stderr)
+    return final
 
 
 def build_trainer(

@@ -81,7 +81,12 @@ def table(folder: Path, **train_changes) -> dict:
             ],
         },
         "model": {
-            "width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "feed_forward": 48, "context": 256,
+            "width": 32,
+            "layers": 2,
+            "heads": 2,
+            "kv_heads": 1,
+            "feed_forward": 48,
+            "context": 256,
         },
         "train": [{**stage, **train_changes}],
     }
@@ -134,8 +139,11 @@ def test_a_killed_training_on_a_mixture_ends_bit_for_bit_the_same(
     found = train(run, config)
     for name in ("checkpoint/model.safetensors", "steps.jsonl"):
         assert (found / name).read_bytes() == (expected / name).read_bytes()
-    losses = [row["validation_loss"] for _, row in read_rows(found / "steps.jsonl")
-              if "validation_loss" in row]
+    losses = [
+        row["validation_loss"]
+        for _, row in read_rows(found / "steps.jsonl")
+        if "validation_loss" in row
+    ]
     assert len(losses) == 2
     assert losses[1] < losses[0]
 

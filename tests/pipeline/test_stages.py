@@ -71,6 +71,24 @@ FURTHER = {
             "reward": {"rule": 0.5, "model": 1.0, "model_init": "judge", "retrain": 2},
         },
     ),
+    "lora": (
+        "grpo",
+        {"iterations": 3, "lora": {"rank": 4}, "method": {"kind": "grpo", "updates": 2}},
+    ),
+    "lora_critic": (
+        "grpo",
+        {
+            "lora": {"rank": 2, "targets": ["q_proj", "v_proj"]},
+            "gradient_checkpointing": True,
+            "watch_reference": True,
+            "method": {"kind": "ppo", "critic": "separate"},
+        },
+    ),
+    "lora_dropout": ("rft", {"lora": {"rank": 4, "dropout": 0.2}}),
+    "lora_judge": (
+        "dpo",
+        {"method": {"kind": "reward_model", "data": "samples"}, "lora": {"rank": 4}},
+    ),
     "judge": ("dpo", {"method": {"kind": "reward_model", "data": "samples"}}),
     "pair_judge": ("dpo", {"method": {"kind": "reward_model"}, "validate_every": 2}),
     "step_judge": ("dpo", {"method": {"kind": "process_reward_model"}, "validate_every": 2}),
