@@ -6,9 +6,10 @@
 
 Rows are generated (nothing is downloaded): words by Zipf's law, formulas, boxed answers, lengths
 like the real sources', and some of what real sources hold too: copies, near-copies, proofs, boxes
-that contradict their answer. TRL is measured in a virtual environment of its own that has it
-(`pip install trl==1.16.*`); it runs `SFTTrainer`'s own preparation (chat template, assistant
-masks, best-fit packing) on the same conversations with the same tokenizer. Prints JSON.
+that contradict their answer, evaluation questions. TRL is measured in a process of its own, with
+an interpreter that has it (`pip install trl==1.16.*`); it runs `SFTTrainer`'s own preparation (chat
+template, assistant masks, best-fit packing) on the same conversations with the same tokenizer.
+Prints JSON.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ FULL = sum(count for count, _, _ in SOURCES.values())
 VALIDATION = 8_785
 # Rows made beyond those asked for: what is left out has to come from somewhere.
 SPARE = 1.06
+PLANTED = 20
 
 
 class Words:
@@ -127,7 +129,23 @@ def generate(folder: Path, rows: int) -> dict[str, int]:
     return asked
 
 
+def plant(folder: Path) -> None:
+    """Write an evaluation suite of 5,000 questions, `PLANTED` of them rows of the mixture."""
+    path = folder / "suite.jsonl"
+    if path.is_file():
+        return
+    words = Words(99)
+    with (folder / "metamathqa.jsonl").open(encoding="utf-8") as file:
+        questions = [json.loads(line)["query"] for line in itertools.islice(file, PLANTED)]
+    questions += [words.text(45) for _ in range(5_000 - PLANTED)]
+    with path.with_suffix(".tmp").open("w", encoding="utf-8") as file:
+        for question in questions:
+            file.write(json.dumps({"question": question, "answer": "So it is 1.\n#### 1"}) + "\n")
+    path.with_suffix(".tmp").rename(path)
+
+
 def configuration(folder: Path, asked: dict[str, int], workers: int) -> dict:
+    plant(folder)
     return {
         "profile": "boxed", "max_length": 4096, "workers": workers,
         "validation_rows": round(sum(asked.values()) * VALIDATION / FULL),
@@ -135,6 +153,9 @@ def configuration(folder: Path, asked: dict[str, int], workers: int) -> dict:
         "sources": [
             {"source": {"kind": name, "train": str(folder / f"{name}.jsonl")}, "count": count}
             for name, count in asked.items()
+        ],
+        "suites": [
+            {"name": "suite", "source": {"kind": "gsm8k", "test": str(folder / "suite.jsonl")}}
         ],
     }
 
@@ -179,6 +200,7 @@ def measure_build(folder: Path, asked: dict[str, int], workers: int) -> dict:
         "missing": {name: source["missing"] for name, source in figures["sources"].items()},
         "validation": figures["rows"]["validation"],
         "packing_efficiency": figures["packing"]["train"]["efficiency"],
+        "planted": PLANTED, "found": figures["findings"]["counts"],
         "seconds": round(seconds, 2), "peak_mb": round(peak.peak_mb),
         "timing": json.loads((stage / "timing.json").read_text()), "stage": str(stage),
     }
@@ -291,51 +313,67 @@ def measure_trl(folder: Path, rows: int, tokenizer: str, python: str, workers: i
     return json.loads(line.removeprefix("RESULT "))
 
 
-def measure_loader(stage: str) -> dict:
-    """Tokens a second that the loader hands out, packed and length-grouped."""
-    from data_prep.loader import Sequences
+def measure_loader(stage: Path) -> dict:
+    """Tokens a second that reach the trainer as sequences, and share of them in the layouts.
 
-    data = Sequences(stage, "train")
+    The layout is what a forward pass sees: documents side by side, padded to the longest.
+    """
+    from pipeline.batch import flatten, micro_batches
+    from pipeline.fixed import Rows
+
+    rows = Rows(stage, "train")
     figures = {}
     for name, batches in (
-        ("packed", data.batches(8)), ("length_grouped", data.length_grouped(8 * 4096, seed=0)),
+        ("packed", [range(first, first + 8) for first in range(0, len(rows) - 8, 8)]),
+        ("length_grouped", rows.sequences.length_grouped(8 * 4096, seed=0)),
     ):
         started, tokens = time.perf_counter(), 0
         for batch in batches:
-            tokens += int(batch.input_ids.size)
+            tokens += sum(len(s.prompt) + len(s.completion) for s in rows.take(batch))
             if time.perf_counter() - started > 10:
                 break
-        figures[name] = {"tokens_per_s": round(tokens / (time.perf_counter() - started))}
+        rate = tokens / (time.perf_counter() - started)
+        real = padded = 0
+        for batch in batches[:40]:
+            sequences = rows.take(batch)
+            real += sum(len(s.prompt) + len(s.completion) for s in sequences)
+            for micro in micro_batches(sequences, flatten(sequences), 16384):
+                padded += micro.layout.input_ids.numel()
+        figures[name] = {"tokens_per_s": round(rate), "layout_filled": round(real / padded, 4)}
     return figures
 
 
-def measure_training(stage: str) -> dict:
-    """Tokens a second that the embedded model trains at, forward and backward."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def measure_training(folder: Path) -> dict:
+    """Tokens a second that the embedded model trains at, and that its rows are read at.
 
-    from data_prep.loader import Sequences
+    The shipped laptop run's own model, optimizer, batch and rows, through the trainer.
+    """
+    from data_prep.build import build
+    from pipeline.config import load_run
+    from pipeline.fixed import Rows
+    from pipeline.methods import create_method
+    from pipeline.model import load_tokenizer
+    from pipeline.train import build_trainer
 
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=4,
-    ))
-    optimizer = torch.optim.AdamW(model.parameters())
-    started, tokens = time.perf_counter(), 0
-    for batch in Sequences(stage, "train").batches(1):
-        # Short rows, as the embedded default trains on.
-        width = min(128, batch.input_ids.shape[1])
-        whole = batch.input_ids.reshape(-1)[: batch.input_ids.size // width * width]
-        ids = torch.from_numpy(whole.reshape(-1, width).astype("int64") % 512)
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        tokens += ids.numel()
-        if time.perf_counter() - started > 10:
-            break
-    return {"tokens_per_s": round(tokens / (time.perf_counter() - started))}
+    run = load_run(ROOT / "pipeline" / "configs" / "cpu.toml")
+    assert run.data is not None
+    stage = build(run.data.model_copy(update={"rows": 8192}), folder / "embedded", run.seed)
+    config, rows = run.train[0], Rows(stage, "train")
+    method = create_method(config.method)
+    trainer = build_trainer(run, config, method, None, load_tokenizer(stage / "tokenizer"))
+    read_s = train_s = 0.0
+    tokens = 0
+    for step in range(200):
+        started = time.perf_counter()
+        sequences = rows.take(range(step * config.batch, (step + 1) * config.batch))
+        read = time.perf_counter()
+        trainer.update(sequences, step, 200)
+        done = time.perf_counter()
+        if step >= 5:  # the first steps warm up
+            tokens += sum(len(s.prompt) + len(s.completion) for s in sequences)
+            read_s, train_s = read_s + read - started, train_s + done - read
+    return {"tokens_per_s": round(tokens / train_s), "read_tokens_per_s": round(tokens / read_s),
+            "times": round(train_s / read_s, 1)}
 
 
 def versions() -> dict:
@@ -374,8 +412,11 @@ def main() -> None:
             # Of processor time, which other work on the machine does not change (TRL in one
             # process: the time of its children is not counted).
             result["cpu_ratio"] = round(result["trl"][0]["cpu_s"] / result["ours"]["cpu_s"], 2)
-        result["loader"] = measure_loader(stage)
-        result["training"] = measure_training(stage)
+        result["loader"] = measure_loader(Path(stage))
+        result["training"] = measure_training(folder)
+        # The slowest way of reading beside the embedded model, which trains fastest of all.
+        slowest = min(mode["tokens_per_s"] for mode in result["loader"].values())
+        result["loader_times_training"] = round(slowest / result["training"]["tokens_per_s"], 1)
         result["self_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(json.dumps(result, indent=2))
 
