@@ -27,6 +27,10 @@ TURNS = [{"content": "Hi", "role": "user"}, {"content": "Hello.", "role": "assis
 RATED = {"a": {"Rating": "5"}, "b": {"Rating": "N/A"}}
 # Two rows of each published format, written for this test.
 ROWS = {
+    "questions": [
+        {"question": "Tom has 2 pens and buys 3. How many?", "answer": 5},
+        {"problem": "What is half?", "final_answer": ["\\frac12"]},
+    ],
     "gsm8k": [
         {"question": "Tom has 2 pens and buys 3. How many?", "answer": "2+3=<<2+3=5>>5\n#### 5"},
         {"question": "A car costs 1,500 coins. And two?", "answer": "It is 3000.\n#### 3,000"},
