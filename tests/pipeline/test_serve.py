@@ -1,0 +1,289 @@
+"""Starting vLLM servers: flags, addresses, transfers; what needs no vLLM and no GPU."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.errors import UserError
+from pipeline.engines import _servers, vllm_server
+from pipeline.engines._servers import (
+    LOOPBACK,
+    Servers,
+    _devices,
+    _environment,
+    choose_transfer,
+    command,
+    free_ports,
+    is_loopback,
+)
+from pipeline.engines._transfer import OfflineClient, Together
+from pipeline.serve import settings
+
+
+def flags(words: list[str]) -> dict[str, str]:
+    return {a: b for a, b in itertools.pairwise(words) if a.startswith("--")}
+
+
+def test_flags_on_a_cpu(checkpoint):
+    config = vllm_server.Config(max_sequences=7)
+    words = command(config, checkpoint, LOOPBACK, 8123, on_gpu=False, transfer="folder")
+    found = flags(words)
+    assert words[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert found["--host"] == "127.0.0.1"
+    assert found["--port"] == "8123"
+    assert found["--logprobs-mode"] == "processed_logprobs"
+    assert found["--dtype"] == "float32"
+    assert found["--max-num-seqs"] == "7"
+    assert int(found["--max-num-batched-tokens"]) >= 4096
+    for flag in ("--enable-scale-out", "--enforce-eager", "--no-enable-chunked-prefill"):
+        assert flag in words
+    assert "--weight-transfer-config" not in words
+    assert "--gpu-memory-utilization" not in words
+    environment = _environment(config, "folder", None)
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in environment
+    root = environment["PYTHONPATH"].split(":")[0]
+    assert (Path(root) / "pipeline" / "engines" / "_worker.py").is_file()
+
+
+def test_flags_on_gpus(checkpoint):
+    config = vllm_server.Config(gpu_memory_share=0.4, tensor_parallel=2, dtype="bfloat16")
+    words = command(config, checkpoint, LOOPBACK, 8123, on_gpu=True, transfer="nccl")
+    found = flags(words)
+    assert found["--gpu-memory-utilization"] == "0.4"
+    assert found["--tensor-parallel-size"] == "2"
+    assert found["--weight-transfer-config"] == '{"backend": "nccl"}'
+    assert "--enforce-eager" not in words
+    ipc = _environment(config, "ipc", "0")
+    assert ipc["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
+    assert ipc["CUDA_VISIBLE_DEVICES"] == "0"
+    # The trainer keeps the first GPU to itself with NCCL, and shares it otherwise.
+    assert [_devices("nccl", n, 2, 8) for n in range(3)] == ["1,2", "3,4", "5,6"]
+    assert [_devices("ipc", n, 1, 1) for n in range(2)] == ["0", "0"]
+    assert _devices("folder", 0, 1, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "workers", "host", "expected"),
+    [
+        ("auto", 0, 2, LOOPBACK, "folder"),
+        ("auto", 1, 1, LOOPBACK, "ipc"),
+        ("auto", 3, 2, LOOPBACK, "nccl"),
+        ("folder", 4, 1, LOOPBACK, "folder"),
+        ("nccl", 0, 1, LOOPBACK, "without a GPU"),
+        ("ipc", 0, 1, LOOPBACK, "without a GPU"),
+        ("nccl", 2, 2, LOOPBACK, "a GPU of its own"),
+        ("ipc", 1, 1, "0.0.0.0", "run code"),  # noqa: S104
+        ("auto", 1, 1, "0.0.0.0", "run code"),  # noqa: S104
+    ],
+)
+def test_how_weights_will_come(asked, gpus, workers, host, expected):
+    if " " in expected:
+        with pytest.raises(UserError, match=expected):
+            choose_transfer(asked, gpus, workers, host)
+    else:
+        assert choose_transfer(asked, gpus, workers, host) == expected
+
+
+def test_what_is_loopback():
+    assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "127.9.9.9")))
+    assert not any(map(is_loopback, ("0.0.0.0", "10.0.0.1", "gpu-7", "::")))  # noqa: S104
+
+
+def test_free_ports_are_free_and_apart():
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    for port in ports:
+        with socket.socket() as sock:
+            sock.bind((LOOPBACK, port))
+
+
+def test_settings_come_from_a_table_of_any_kind_and_the_command_line():
+    table = {"kind": "embedded", "dtype": "bfloat16", "slots": 64, "device": "cpu"}
+    config = settings(table, ["--engine.max-sequences", "9", "--engine.memory-gib=2"])
+    assert (config.kind, config.dtype, config.max_sequences) == ("vllm_server", "bfloat16", 9)
+    assert config.memory_gib == 2
+    for words in (["--engine.colour", "red"], ["--port"], ["--what", "1"]):
+        with pytest.raises(UserError):
+            settings({}, words)
+
+
+# Processes: a stand-in for vLLM's server that answers /health, or does not.
+
+SERVER = """
+import http.server, signal, subprocess, sys, time
+mode, port = sys.argv[1], int(sys.argv[2])
+print("hello from", mode, flush=True)
+if mode == "dies":
+    sys.exit("no such model")
+if mode == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode != "alone":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("child", child.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+if mode != "silent":
+    http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """Let `Servers` start something else than vLLM."""
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+
+    def start(mode: str, count: int = 1, **options: Any) -> Servers:
+        def words(config, model, host, port, **_):
+            return [sys.executable, str(script), mode, str(port)]
+
+        monkeypatch.setattr(_servers, "command", words)
+        monkeypatch.setattr(_servers.importlib.util, "find_spec", lambda name: object())
+        return Servers(vllm_server.Config(), "m", free_ports(count), **options)
+
+    return start
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("mode", ["answers", "stubborn"])
+def test_servers_are_waited_for_and_ended_with_their_workers(stand_in, monkeypatch, mode):
+    if mode == "stubborn":
+        # It does not listen to SIGTERM: killed when the wait is over.
+        wait = subprocess.Popen.wait
+        monkeypatch.setattr(
+            subprocess.Popen, "wait", lambda self, timeout=None: wait(self, min(timeout or 10, 0.5))
+        )
+    servers = stand_in(mode, 2)
+    pids = [process.pid for process in servers.processes]
+    pids += [int(servers.tail(n).split("child ")[1].split()[0]) for n in range(2)]
+    assert all(map(is_running, pids))
+    assert [url.startswith("http://127.0.0.1:") for url in servers.urls] == [True, True]
+    folder = servers.logs[0].parent
+    servers.close()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_running, pids))
+    assert not folder.exists()
+
+
+def test_a_server_that_ends_at_once_says_what_it_wrote(stand_in):
+    with pytest.raises(UserError, match=r"(?s)ended with status 1.*no such model"):
+        stand_in("dies", 2)
+
+
+def test_a_server_that_never_answers_is_not_waited_for_forever(stand_in):
+    with pytest.raises(UserError, match="did not answer in time"):
+        stand_in("silent", wait_s=0.3)
+
+
+def test_servers_end_when_their_starter_is_killed(stand_in, tmp_path, root):
+    """No process outlives a SIGKILL of the one that started it."""
+    script = tmp_path / "server.py"
+    code = f"""
+import sys, time
+from pipeline.engines import _servers, vllm_server
+words = [sys.executable, {str(script)!r}, "alone"]
+_servers.command = lambda c, m, h, port, **_: [*words, str(port)]
+_servers.importlib.util.find_spec = lambda name: object()
+s = _servers.Servers(vllm_server.Config(), "m", _servers.free_ports(1))
+print(s.processes[0].pid, flush=True)
+time.sleep(600)
+"""
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout is not None
+    pid = int(starter.stdout.readline())
+    assert is_running(pid)
+    starter.send_signal(signal.SIGKILL)
+    starter.wait()
+    starter.stdout.close()
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(pid)
+
+
+# The control calls of weight transfers.
+
+
+class Client:
+    def __init__(self, meeting: threading.Barrier):
+        self.calls: list[Any] = []
+        self.meeting = meeting
+
+    def init_weight_transfer_engine(self, init_info):
+        # As NCCL does: nobody goes on before all are there.
+        self.meeting.wait(5)
+        self.calls.append(("init", init_info))
+
+    def start_weight_update(self):
+        self.calls.append("start")
+
+    def update_weights(self, update_info):
+        self.meeting.wait(5)
+        self.calls.append(("update", update_info))
+
+    def finish_weight_update(self, weight_version=None):
+        self.calls.append(("finish", weight_version))
+
+
+def test_all_servers_join_at_once_with_ranks_of_their_own():
+    meeting = threading.Barrier(3)
+    clients = [Client(meeting) for _ in range(3)]
+    together = Together(clients, [2, 1, 4])
+    together.init_weight_transfer_engine({"rank_offset": 1, "world_size": 8})
+    together.start_weight_update()
+    together.update_weights({"names": ["w"]})
+    together.finish_weight_update()
+    offsets = [client.calls[0][1]["rank_offset"] for client in clients]
+    assert offsets == [1, 3, 4]  # the trainer is rank 0; 2, 1 and 4 workers follow
+    for client in clients:
+        assert client.calls[1:] == ["start", ("update", {"names": ["w"]}), ("finish", None)]
+    ipc = [Client(threading.Barrier(1))]
+    Together(ipc, [1]).init_weight_transfer_engine({"packed": True})
+    assert ipc[0].calls == [("init", {"packed": True})]
+
+
+def test_the_engine_in_process_is_called_as_vllm_wants():
+    class Llm:
+        def __init__(self):
+            self.calls = []
+
+        def __getattr__(self, name):
+            return lambda *arguments: self.calls.append((name, *arguments))
+
+    llm = Llm()
+    client = OfflineClient(llm)
+    client.init_weight_transfer_engine({"packed": True})
+    client.start_weight_update()
+    client.update_weights({"names": []})
+    client.finish_weight_update()
+    assert llm.calls == [
+        ("init_weight_transfer_engine", {"init_info": {"packed": True}}),
+        ("start_weight_update",),
+        ("update_weights", {"update_info": {"names": []}}),
+        ("finish_weight_update", None),
+    ]
