@@ -75,12 +75,13 @@ def base(root, tmp_path_factory):
         ('kind = "embedded"', ()),
         ('kind = "vllm"', ()),
         ('kind = "vllm_server"\nservers = 2', ()),
+        ('kind = "vllm"', ("--staleness", "1", "--correction.kind", "token")),
         (
             'kind = "vllm_server"\nservers = 2',
             ("--staleness", "1", "--correction.kind", "token"),
         ),
     ],
-    ids=["embedded", "vllm", "vllm_server", "vllm_server-ahead"],
+    ids=["embedded", "vllm", "vllm_server", "vllm-ahead", "vllm_server-ahead"],
 )
 def test_twenty_steps_of_grpo_learn(root, base, tmp_path, engine, more):
     shutil.copytree(base, tmp_path / "run")
