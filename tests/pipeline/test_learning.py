@@ -279,23 +279,23 @@ def test_a_judge_learns_what_is_right(checkpoint, tmp_path, name):
     table = {
         "name": name,
         "method": {"kind": name},
-        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant"},
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 0, "schedule": "constant"},
     }
     config = validate(TrainConfig, table, name)
     trainer = Trainer(small_run(tmp_path), config, method, load_scalar_model(checkpoint))
     engine = EmbeddedEngine(EngineConfig(device="cpu"), checkpoint)
 
     def batch(step: int) -> list[Sequence]:
-        samples = draw(engine, step, n=16)
+        samples = draw(engine, step, n=32)
         if name == "process_reward_model":
             return [replace(s, mask=[True] + [False] * (len(s.mask) - 1)) for s in samples]
-        units = verified_pairs(samples, random.Random(step), 8)
+        units = verified_pairs(samples, random.Random(step), 16)
         return [method.mark(s.in_group(g)) for g, unit in enumerate(units) for s in unit]
 
     held_out = batch(100)
     before = trainer.held_out(held_out)
-    for step in range(40):
-        trainer.update(batch(step), step, 40)
+    for step in range(100):
+        trainer.update(batch(step), step, 100)
     after = trainer.held_out(held_out)
     assert before["validation_loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert after["validation_loss"] < before["validation_loss"] - 0.1
