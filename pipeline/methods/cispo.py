@@ -5,8 +5,10 @@
 
 A token beyond the clip keeps a bounded weight, where GRPO drops it. D, reward and Â as in GRPO.
 
-Source: methods.md section 7 (CISPO). J is the function whose gradient this is, not a return: its
-value has no meaning of its own. `clip_low = 1` is no lower bound, the default.
+Source: methods.md section 7 (CISPO); MiniMax-M1 (arXiv:2506.13585), whose mean over the tokens of
+a group is "group_token" here; the default is over those of the step. J is the function whose
+gradient this is, not a return: its value has no meaning of its own. `clip_low = 1` is no lower
+bound, the default.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.methods import grpo
+from pipeline.normaliser import Normaliser
 
 
 class Config(grpo.Config):
     """Settings of CISPO; the clips bound the weight."""
 
     kind: str = "cispo"
+    normaliser: Normaliser = "token"
     clip_low: float = Field(default=1.0, gt=0.0, le=1.0)
     clip_high: float = Field(default=0.28, gt=0.0)
     beta: float = Field(default=0.0, ge=0.0)

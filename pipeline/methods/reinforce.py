@@ -4,8 +4,9 @@
     J   = Σ_t w_t Â_i log π_θ,   GC = Â_i
 
 D: q ~ P, o ~ π_θ afresh each step; reward: the verdict. The baseline contains r_i, so on-policy
-the expected gradient is (N−1)/N · ∇E r. Prompts are compared with each other: a group of
-equal rewards keeps its signal, and samples whose advantage is 0 stay in the denominators.
+the expected gradient is (N−1)/N · ∇E r with normaliser "constant", times L_max. Prompts are
+compared with each other: a group of equal rewards keeps its signal, and samples whose advantage is
+0 stay in the denominators.
 
 Source: methods.md section 7 (REINFORCE with batch baseline). There is no ratio, so a second update
 on the same batch would follow no gradient of this objective: `updates` is 1.

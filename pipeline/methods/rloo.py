@@ -4,7 +4,9 @@
     GC  = the clipped surrogate's (`_surrogate.py`) on Â; ρ = 1 at the first update, so GC = Â
 
 D and reward as in GRPO. The baseline does not contain r_i, so on-policy
-E Σ_i Â_i ∇log π / G = ∇E r exactly. A sample without others to compare with has no signal.
+E Σ_i Â_i ∇log π / G = ∇E r exactly: the gradient of normaliser "constant", times L_max. The
+default, "sequence", takes the mean over a sequence's tokens as GRPO does. A sample without others
+to compare with has no signal.
 
 Source: methods.md section 7 (RLOO). Deviation: the clip, for more than one update on a batch.
 """
