@@ -201,11 +201,12 @@ def align(candidates: Sequence[Candidate], common: bool, suite: str) -> list[Can
 def render(suite: str, result: dict[str, Any], questions: dict[str, str], shown: int) -> str:
     """Return a comparison as text."""
     lines = [f"{suite}: {result['metric']} on {result['questions']} questions", ""]
+    width = max(len(row["name"]) for row in result["ranking"])
     for row in result["ranking"]:
         low, high = row["rank"]
         rank = f"{low}" if low == high else f"{low}–{high}"
         lines.append(
-            f"  {rank:>5}  {row['name']:20} {100 * row['value']:6.2f} "
+            f"  {rank:>5}  {row['name']:{width}} {100 * row['value']:6.2f} "
             f"[{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
         )
     lines.append("")

@@ -21,16 +21,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data_prep.errors import UserError
 from data_prep.jsonl import write_json, write_rows
 from data_prep.run_folder import versions
 from data_prep.schema import Problem
 from eval.figures import suite_figures
 from eval.grading import grade, read_graded, write_graded
 from eval.report import write_report
+from eval.sandbox import SandboxConfig, Session
 from eval.score import read_answers, score
 from pipeline.samples import Sample, read_samples
 from pipeline.verify import open_pool
@@ -182,6 +185,24 @@ def open_in_chromium(page: Path) -> float | None:
     return float(found.group(1)) / 1000
 
 
+def sandbox_runs_per_s(runs: int = 120) -> float | None:
+    """Return programs a second, a fresh session each, two at a time; None without isolation."""
+    config = SandboxConfig.model_validate({})
+
+    def one(number: int) -> str:
+        with Session(config) as session:
+            return session.run(f"print({number} ** 2)").output
+
+    try:
+        one(0)
+    except UserError:
+        return None
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(one, range(runs))) == [f"{n * n}\n" for n in range(runs)]
+    return runs / (time.perf_counter() - began)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -189,6 +210,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=64)
     known = parser.parse_args()
     rows = problems(known.problems)
+    rate = sandbox_runs_per_s()
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
         times: dict[str, float] = {}
@@ -220,6 +242,7 @@ def main() -> None:
                 "verdicts_per_s": round(known.problems * (known.n + 1) / times["after_grade_s"]),
                 "peak_memory_gib": round(peak, 2),
                 "page_mib": round(size / 2**20, 1),
+                "sandbox_runs_per_s": None if rate is None else round(rate, 1),
                 "open_s": None if opening is None else round(opening, 2),
                 "machine": platform.machine(),
                 "cores": os.cpu_count(),
