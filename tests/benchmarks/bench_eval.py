@@ -231,6 +231,7 @@ def main() -> None:
         size = page.stat().st_size
         opening = open_in_chromium(page)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    largest_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
         json.dumps(
             {
@@ -241,6 +242,7 @@ def main() -> None:
                 **{key: round(value, 2) for key, value in times.items()},
                 "verdicts_per_s": round(known.problems * (known.n + 1) / times["after_grade_s"]),
                 "peak_memory_gib": round(peak, 2),
+                "largest_child_gib": round(largest_child, 2),  # a judge, or Chromium
                 "page_mib": round(size / 2**20, 1),
                 "sandbox_runs_per_s": None if rate is None else round(rate, 1),
                 "open_s": None if opening is None else round(opening, 2),
