@@ -12,10 +12,13 @@ from tqdm import tqdm
 
 from data_prep.chunk import Converter, Task
 from data_prep.decontaminate import Index, Question
+from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
 from data_prep.mixture_config import MixtureConfig
-from data_prep.reading import Rejected, items
+from data_prep.plugins import load_plugin
+from data_prep.reading import Rejected, convert, read_stretch, stretches
 from data_prep.schema import Problem
+from data_prep.sources import questions as any_questions
 from data_prep.tokenizer import load_tokenizer
 
 # Set once in every worker process by `_start`.
@@ -30,13 +33,22 @@ def questions(config: MixtureConfig) -> list[Question]:
     """
     found = []
     for suite in config.suites:
-        for item in items(suite.source):
-            if isinstance(item, Rejected):
-                # A row without a usable gold is a question all the same, but its text is gone;
-                # only malformed ones end the build.
-                if item.reason == "bad_row" and item.error is not None:
+        module = load_plugin("data_prep.sources", suite.source.kind)
+        for stretch in stretches(suite.source, rows=0):
+            for place, raw in read_stretch(stretch):
+                item = convert(module, place, raw)
+                if isinstance(item, Rejected) and item.reason != "bad_row":
+                    # A question without a usable gold is a question all the same.
+                    item = convert(any_questions, place, raw)
+                if isinstance(item, Rejected):
+                    assert item.error is not None  # noqa: S101 - bad rows have one
                     raise item.error
-            elif isinstance(item, Problem):
+                if not isinstance(item, Problem):
+                    raise UserError(
+                        f"mixture.suites, {suite.name!r}, kind {suite.source.kind!r}",
+                        f"it gives {type(item).__name__} rows", "a source of problems",
+                        'name another kind; "questions" reads any file of questions',
+                    )
                 found.append(Question(suite.name, item.where, item.question))
     return found
 

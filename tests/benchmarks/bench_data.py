@@ -3,6 +3,7 @@
     python tests/benchmarks/bench_data.py                               # 20,000 rows, ours only
     python tests/benchmarks/bench_data.py --trl-python <venv>/bin/python  # and TRL's, same rows
     python tests/benchmarks/bench_data.py --rows 899907 --folder <dir>    # full size
+    python tests/benchmarks/bench_data.py --rows 899907 --folder <dir> --kill   # and resumed
 
 Rows are generated (nothing is downloaded): words by Zipf's law, formulas, boxed answers, lengths
 like the real sources', and some of what real sources hold too: copies, near-copies, proofs, boxes
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import hashlib
 import itertools
 import json
 import os
 import platform
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -203,6 +206,46 @@ def measure_build(folder: Path, asked: dict[str, int], workers: int) -> dict:
         "planted": PLANTED, "found": figures["findings"]["counts"],
         "seconds": round(seconds, 2), "peak_mb": round(peak.peak_mb),
         "timing": json.loads((stage / "timing.json").read_text()), "stage": str(stage),
+    }
+
+
+def measure_resume(folder: Path, asked: dict[str, int], workers: int, whole: Path) -> dict:
+    """Kill a second build half-way with SIGKILL, let it go on, and compare it byte for byte."""
+    import tomli_w
+
+    from data_prep.run_folder import VOLATILE
+
+    table = configuration(folder / "raw", asked, workers)
+    chunks = sum(-(-int(count * SPARE + 50) // 4096) for count in asked.values())
+    run = folder / "killed"
+    config = folder / "killed.toml"
+    config.write_text(tomli_w.dumps({"seed": 0, "out": str(run), "mixture": table}))
+    command = [sys.executable, "-m", "data_prep.mixture", "--config", str(config)]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = 0
+    while process.poll() is None and done < chunks // 2:
+        time.sleep(0.1)
+        done = len(list((run / "mixture.partial" / "chunks").glob("*.json")))
+    killed = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = time.perf_counter() - started
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
+
+    def digests(stage: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(stage)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(stage.rglob("*")) if path.is_file() and path.name not in VOLATILE
+        }
+
+    one, other = digests(whole), digests(run / "mixture")
+    return {
+        "killed": killed, "after_s": round(first, 1), "chunks_done": done, "chunks": chunks,
+        "went_on_s": round(time.perf_counter() - started - first, 1), "files": len(one),
+        "byte_identical": one == other,
     }
 
 
@@ -389,6 +432,7 @@ def main() -> None:
     parser.add_argument("--compare-rows", type=int, default=4_000, help="rows beside TRL")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", help="keeps generated and built files here")
+    parser.add_argument("--kill", action="store_true", help="kill a second build half-way too")
     parser.add_argument("--trl-python", help="interpreter of an environment with TRL")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -399,6 +443,8 @@ def main() -> None:
         )}
         stage = result["build"]["stage"]
         tokenizer = f"{stage}/tokenizer"
+        if options.kill:
+            result["resume"] = measure_resume(folder, asked, options.workers, Path(stage))
         rows = min(options.compare_rows, options.rows)
         result["ours"] = measure_ours(folder, rows, tokenizer)
         if options.trl_python:

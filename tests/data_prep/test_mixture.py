@@ -246,6 +246,33 @@ def test_long_conversations_can_be_shortened_by_turns(files, tmp_path):
     assert short.endswith("<|assistant|>Well.<|end|><|eos|>")
 
 
+def test_a_suites_question_without_a_gold_is_one_all_the_same(files, tmp_path):
+    rows = [json.loads(line) for line in files["numina_math_cot"].read_text().splitlines()]
+    suite = tmp_path / "suite.jsonl"
+    suite.write_text(json.dumps({"question": rows[3]["problem"], "answer": "unknown"}) + "\n")
+    suites = [{"name": "mine", "source": {"kind": "gsm8k", "test": str(suite)}}]
+    stage = build(files, tmp_path / "run", suites=suites)
+    assert read_json(stage / "statistics.json")["findings"]["counts"]["leaked, mine"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "match"),
+    [
+        ("gsm8k", "{broken\n", "line 1: not JSON"),
+        ("questions", '{"answer": "1"}\n', "line 1"),
+        ("ultrachat", json.dumps({"prompt": "p", "prompt_id": "1", "messages": [
+            {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n",
+         "it gives Chat rows"),
+    ],
+)
+def test_a_broken_suite_ends_the_build(files, tmp_path, kind, text, match):
+    path = tmp_path / "suite.jsonl"
+    path.write_text(text)
+    suites = [{"name": "mine", "source": {"kind": kind, "test": str(path)}}]
+    with pytest.raises(UserError, match=match):
+        build(files, tmp_path / "run", suites=suites)
+
+
 def test_evaluation_questions_are_left_out(files, tmp_path):
     rows = [json.loads(line) for line in files["numina_math_cot"].read_text().splitlines()]
     exact, flagged = rows[3]["problem"], rows[4]["problem"].replace("How many now?", "How much?")
