@@ -34,8 +34,9 @@ test named `test_difference_…` shows by how much, and why:
 | left padding         | positions shifted   | from 0              | 7e-7 nat           |
 
 Figures read "TRL's is ours", or what ours is multiplied by; per cents are ‖difference‖ / ‖gradient‖
-on the data of this file. ¹ transformers' loss without `num_items_in_batch`. ² by default. PPO's GAE
-and value loss and the process reward model have no peer in TRL.
+on the data of this file. ¹ transformers' loss without `num_items_in_batch`. ² by default. TRL has
+no peer of PPO's GAE and value loss, the process reward model, DAPO's dynamic sampling and the
+normaliser "group_token".
 """
 
 from __future__ import annotations
