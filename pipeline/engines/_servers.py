@@ -78,7 +78,7 @@ class Servers:
             for number, port in enumerate(ports):
                 words = command(config, model, host, port, on_gpu=gpus > 0, transfer=self.transfer)
                 devices = _devices(self.transfer, number, config.tensor_parallel, gpus)
-                environment = _environment(config, self.transfer, devices)
+                environment = _environment(config, self.transfer, devices, len(ports))
                 log = self._cleanup.enter_context(self.logs[number].open("wb"))
                 self.processes.append(
                     subprocess.Popen(  # noqa: S603 - vLLM's own server
@@ -226,7 +226,9 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _environment(config: VllmConfig, transfer: Transfer, devices: str | None) -> dict[str, str]:
+def _environment(
+    config: VllmConfig, transfer: Transfer, devices: str | None, servers: int
+) -> dict[str, str]:
     added = {
         # The endpoints that take weights.
         "VLLM_SERVER_DEV_MODE": "1",
@@ -237,6 +239,10 @@ def _environment(config: VllmConfig, transfer: Transfer, devices: str | None) ->
         # Its workers import ours, wherever they are started.
         "PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH", "")])),
     }
+    if devices is None:
+        # The cores are shared out; each server would take all of them.
+        share = max(1, (os.cpu_count() or 1) // servers)
+        added["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(share))
     if transfer == "ipc":
         added["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if devices is not None:

@@ -34,6 +34,16 @@ def flags(words: list[str]) -> dict[str, str]:
     return {a: b for a, b in itertools.pairwise(words) if a.startswith("--")}
 
 
+def test_servers_share_the_cores(monkeypatch):
+    monkeypatch.setattr(_servers.os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = vllm_server.Config()
+    for servers, threads in ((1, "8"), (3, "2"), (20, "1")):
+        assert _environment(config, "folder", None, servers)["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert _environment(config, "folder", None, 3)["OMP_NUM_THREADS"] == "5"
+
+
 def test_flags_on_a_cpu(checkpoint):
     config = vllm_server.Config(max_sequences=7)
     words = command(config, checkpoint, LOOPBACK, 8123, on_gpu=False, transfer="folder")
@@ -49,7 +59,7 @@ def test_flags_on_a_cpu(checkpoint):
         assert flag in words
     assert "--weight-transfer-config" not in words
     assert "--gpu-memory-utilization" not in words
-    environment = _environment(config, "folder", None)
+    environment = _environment(config, "folder", None, 2)
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in environment
@@ -65,7 +75,7 @@ def test_flags_on_gpus(checkpoint):
     assert found["--tensor-parallel-size"] == "2"
     assert found["--weight-transfer-config"] == '{"backend": "nccl"}'
     assert "--enforce-eager" not in words
-    ipc = _environment(config, "ipc", "0")
+    ipc = _environment(config, "ipc", "0", 2)
     assert ipc["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
     assert ipc["CUDA_VISIBLE_DEVICES"] == "0"
     # The trainer keeps the first GPU to itself with NCCL, and shares it otherwise.
