@@ -376,18 +376,22 @@ def main() -> None:
         ).stdout.strip(),
         "versions": versions(),
     }
+
+    def note(name: str, figures: dict[str, Any]) -> None:
+        """Keep what there is: a part may take minutes."""
+        result[name] = figures
+        if known.out:
+            known.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
     for name, checkpoint in checkpoints.items():
-        result[name] = compare(checkpoint, kinds, known.rounds, **shape)
+        note(name, compare(checkpoint, kinds, known.rounds, **shape))
     if "2m" in checkpoints:
         long = {"prompts": 64, "tokens": 300, "longest": LONGEST}
         plain = [kind for kind in kinds if not kind.startswith("vllm")]
-        result["long_prompts_2m"] = compare(checkpoints["2m"], plain, 1, **long)
+        note("long_prompts_2m", compare(checkpoints["2m"], plain, 1, **long))
     if "25m" in checkpoints:
-        result["decode_25m"] = decode_share(checkpoints["25m"])
-    text = json.dumps(result, indent=2)
-    print(text)
-    if known.out:
-        known.out.write_text(text + "\n", encoding="utf-8")
+        note("decode_25m", decode_share(checkpoints["25m"]))
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pipeline.model import load_model, load_tokenizer
 from pipeline.policy import logprobs_of
 
 from .conftest import make_checkpoint
+from .exact import exact_distribution
 
 
 def prompts_of(engine, problems):
@@ -360,28 +361,6 @@ def test_logprobs_are_the_trainers(tmp_path, problems, architecture, shape, temp
     ours = torch.tensor([v for g in groups for c in g.completions for v in c.logprobs])
     assert len(ours) > 2000
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
-
-
-def exact_distribution(model, token_ids, sampling):
-    """The next token's probabilities in float64, truncated the plain way, token by token."""
-    with torch.no_grad():
-        logits = model(torch.tensor([token_ids])).logits[0, -1].double()
-    if sampling.repetition_penalty != 1.0:
-        for token in set(token_ids):
-            value = logits[token]
-            penalty = sampling.repetition_penalty
-            logits[token] = value / penalty if value > 0 else value * penalty
-    p = torch.softmax(logits / sampling.temperature, dim=-1).tolist()
-    order = sorted(range(len(p)), key=lambda token: -p[token])
-    order = [token for token in order if p[token] >= sampling.min_p * p[order[0]]]
-    order = order[: sampling.top_k or None]
-    whole, before, kept = sum(p[token] for token in order), 0.0, []
-    for token in order:
-        if before >= sampling.top_p * whole:
-            break
-        kept.append(token)
-        before += p[token]
-    return {token: p[token] / before for token in kept}
 
 
 KINDS = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from data_prep.errors import UserError
+from data_prep.sources.embedded import Config as EmbeddedSource
+from data_prep.sources.embedded import read
 from pipeline.agreement import Agreement, AgreementConfig
 from pipeline.engines import Prompt, Sampling
 from pipeline.engines import embedded as embedded_engine
@@ -13,6 +17,7 @@ from pipeline.generate import render_prompts
 from pipeline.model import load_model
 
 from .conftest import make_checkpoint
+from .exact import exact_distribution
 
 pytestmark = [
     pytest.mark.vllm,
@@ -112,33 +117,55 @@ def test_a_prompt_longer_than_the_context_fails_alone(engines, prompts):
     assert len(groups[1].completions) == 1
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_penalty_min_p_stop_tokens_and_budgets_mean_the_same(engines, prompts, temperature):
-    """Greedy tokens are equal under the penalty; ends and budgets hold in both."""
-    stops = (40, 41, 42)
-    sampling = Sampling(
-        n=2,
-        temperature=temperature,
-        repetition_penalty=1.3,
-        min_p=0.02 if temperature else 0.0,
-        top_k=40,
-        top_p=0.95,
-        stop_token_ids=stops,
-        max_tokens=12,
-    )
+def test_greedy_tokens_of_200_prompts_are_equal_in_all_three(engines, checkpoint):
+    model = load_model(checkpoint)
+    many = list(read(EmbeddedSource(train=1, validation=1, test=200), 3))[-200:]
+    prompts = render_prompts(many, engines[0].tokenizer, "embedded")
+    sampling = Sampling(n=1, temperature=0.0, max_tokens=24)
+    ours, theirs = (engine.generate(prompts, sampling) for engine in engines)
+    for prompt, one, two in zip(prompts, ours, theirs, strict=True):
+        completion = one.completions[0]
+        assert completion.token_ids == two.completions[0].token_ids
+        ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt.token_ids) - 1 : -1]
+        assert completion.token_ids == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 0.8, "min_p": 0.05, "top_k": 40, "top_p": 0.9},
+        {"temperature": 1.2, "min_p": 0.02, "repetition_penalty": 1.3},
+    ],
+)
+def test_penalty_truncation_stop_tokens_and_budgets_mean_the_same(
+    engines, prompts, checkpoint, options
+):
+    """Both engines' log-probs are those of the exact distribution; greedy tokens are equal."""
+    stops, model = (40, 41, 42), load_model(checkpoint)
+    sampling = Sampling(n=2, stop_token_ids=stops, max_tokens=12, **options)
     asked = [
-        Prompt(p.id, p.token_ids, max_tokens=5 if i % 2 else None) for i, p in enumerate(prompts)
+        Prompt(p.id, p.token_ids, max_tokens=5 if i % 2 else None)
+        for i, p in enumerate(prompts[:16])
     ]
-    ours, theirs = (engine.generate(asked, sampling) for engine in engines)
-    if not temperature:
-        for one, two in zip(ours, theirs, strict=True):
-            assert [c.token_ids for c in one.completions] == [c.token_ids for c in two.completions]
-    for prompt, group in zip(asked, theirs, strict=True):
+    both = [engine.generate(asked, sampling) for engine in engines]
+    if not options["temperature"]:
+        tokens = [[c.token_ids for g in groups for c in g.completions] for groups in both]
+        assert tokens[0] == tokens[1]
+    plain = sampling.model_copy(update={"temperature": sampling.temperature or 1.0})
+    for prompt, group in [(p, g) for groups in both for p, g in zip(asked, groups, strict=True)]:
         for completion in group.completions:
             assert len(completion.token_ids) <= (prompt.max_tokens or 12)
             assert not set(completion.token_ids[:-1]) & set(stops)
             if completion.token_ids[-1] in stops:
                 assert completion.finish_reason == "stop"
+            ids = list(prompt.token_ids)
+            for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+                p = exact_distribution(model, ids, plain)
+                assert logprob == pytest.approx(math.log(p[token]), abs=1e-3)
+                ids.append(token)
 
 
 @pytest.fixture
