@@ -8,6 +8,9 @@ million parameters, are first trained for some steps on the embedded source, so 
 completions end as real ones do (kept under --work; a second run finds them there). Every engine is
 a process of its own, and they take turns, so that a quieter minute favours none.
 
+Where other work shares the machine, wall time says little: tokens a second of processor time, and
+`--threads 1`, say more.
+
 Beside that: the share of the machine's own matrix-product rate that decoding at batch 256 reaches,
 and prompts of 300 tokens on 512 slots. Prints JSON with machine, versions and commit.
 """
@@ -275,18 +278,23 @@ def worker(kind: str, checkpoint: Path) -> None:
         asked = json.loads(line)
         prompts = prompts_of(checkpoint, asked["prompts"], asked["tokens"])
         sampling = Sampling(n=SAMPLES, max_tokens=asked["longest"], seed=asked["seed"])
+        used = time.process_time()
         seconds, tokens = timed(lambda p=prompts, s=sampling: generate(p, s))
-        print(json.dumps({"seconds": seconds, "tokens": tokens}), file=answers, flush=True)
+        figures = {"seconds": seconds, "cpu_s": time.process_time() - used, "tokens": tokens}
+        print(json.dumps(figures), file=answers, flush=True)
 
 
 class Worker:
     """A process with one engine."""
 
-    def __init__(self, kind: str, checkpoint: Path) -> None:
+    def __init__(self, kind: str, checkpoint: Path, threads: int) -> None:
         """Start it and wait until the engine is there."""
-        # All cores, as the others have them; vLLM would keep some for itself.
-        cores = os.sched_getaffinity(0)
-        environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+        # As many cores as the others have threads; vLLM would keep some for itself.
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        }
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", kind, "--model", str(checkpoint)],
             stdin=subprocess.PIPE,
@@ -318,9 +326,11 @@ class Worker:
         self.process.wait(60)
 
 
-def compare(checkpoint: Path, kinds: list[str], rounds: int, **request: int) -> dict[str, Any]:
+def compare(
+    checkpoint: Path, kinds: list[str], rounds: int, threads: int, **request: int
+) -> dict[str, Any]:
     """Return tokens a second of every engine, which take turns, and ours over theirs."""
-    workers = {kind: Worker(kind, checkpoint) for kind in kinds}
+    workers = {kind: Worker(kind, checkpoint, threads) for kind in kinds}
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     try:
         for turn in range(rounds + 1):
@@ -336,13 +346,15 @@ def compare(checkpoint: Path, kinds: list[str], rounds: int, **request: int) -> 
         rates = [row["tokens"] / row["seconds"] for row in rows]
         table[kind] = {
             "tokens_per_s": statistics.median(rates),
+            "tokens_per_cpu_s": statistics.median(row["tokens"] / row["cpu_s"] for row in rows),
             "all": [round(rate) for rate in rates],
             "mean_length": statistics.mean(row["tokens"] for row in rows)
             / (request["prompts"] * SAMPLES),
             "threads": workers[kind].threads,
         }
-    ours = table["embedded"]["tokens_per_s"]
-    table["ratio"] = {k: ours / table[k]["tokens_per_s"] for k in kinds if k != "embedded"}
+    for figure, name in (("tokens_per_s", "ratio"), ("tokens_per_cpu_s", "ratio_of_cpu_time")):
+        ours = table["embedded"][figure]
+        table[name] = {k: ours / table[k][figure] for k in kinds if k != "embedded"}
     return table
 
 
@@ -351,6 +363,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_engines")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--prepare", action="store_true", help="train the models and stop")
@@ -364,13 +377,14 @@ def main() -> None:
     checkpoints = {name: prepare(known.work.resolve(), name) for name in known.models}
     if known.prepare:
         return
+    torch.set_num_threads(known.threads)
     kinds = ["embedded", *(k for k in known.engines if k != "embedded")]
     if importlib.util.find_spec("vllm") is None:
         kinds = [kind for kind in kinds if not kind.startswith("vllm")]
     shape = {"prompts": PROMPTS, "tokens": 0, "longest": LONGEST}
     result: dict[str, Any] = {
         "machine": {"cores": len(os.sched_getaffinity(0)), "processor": platform.processor()},
-        "torch_threads": torch.get_num_threads(),
+        "threads": known.threads,
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.strip(),
@@ -384,11 +398,11 @@ def main() -> None:
             known.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     for name, checkpoint in checkpoints.items():
-        note(name, compare(checkpoint, kinds, known.rounds, **shape))
+        note(name, compare(checkpoint, kinds, known.rounds, known.threads, **shape))
     if "2m" in checkpoints:
         long = {"prompts": 64, "tokens": 300, "longest": LONGEST}
         plain = [kind for kind in kinds if not kind.startswith("vllm")]
-        note("long_prompts_2m", compare(checkpoints["2m"], plain, 1, **long))
+        note("long_prompts_2m", compare(checkpoints["2m"], plain, 1, known.threads, **long))
     if "25m" in checkpoints:
         note("decode_25m", decode_share(checkpoints["25m"]))
     print(json.dumps(result, indent=2))
