@@ -309,3 +309,41 @@ def test_a_sample_that_was_not_drawn_loses_to_every_other(tmp_path, checkpoint):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     ((first, second),) = read_scores(path, {"p": range(2)})
     assert second < first and math.isfinite(second)
+
+
+def test_recorded_scores_of_a_published_reward_model(real, tmp_path):
+    """100 MATH questions × 8 samples with the scores of Qwen2.5-Math-RM, against enumeration."""
+    lines = (real / "recorded_groups/qwen_math_cot_100.jsonl").read_text("utf-8").splitlines()
+    recorded = [json.loads(line) for line in lines]
+    samples, scores = tmp_path / "samples.jsonl", tmp_path / "scores.jsonl"
+    rows = [
+        ({"problem_id": r["idx"], "sample_index": i}, answer, correct, value)
+        for r in recorded
+        for i, (answer, correct, (value,)) in enumerate(
+            zip(r["pred"], r["score"], r["pred_score"], strict=True)
+        )
+    ]
+    samples.write_text(
+        "".join(json.dumps(k | {"answer": a or None, "correct": ok}) + "\n" for k, a, ok, _ in rows)
+    )
+    # A file of its own may be in any order.
+    scores.write_text("".join(json.dumps(k | {"score": v}) + "\n" for k, _, _, v in rows[::-1]))
+    out = tmp_path / "metrics.json"
+    score(
+        ["--samples", str(samples), "--scores", str(scores), "--k", "1,2,4,8", "--output", str(out)]
+    )
+    got = read_json(out)
+    for k in (1, 2, 4, 8):
+        expected = []
+        for r in recorded:
+            pairs = [(s[0], ok) for s, ok in zip(r["pred_score"], r["score"], strict=True)]
+            best = [max(subset)[0] for subset in combinations(pairs, k)]
+            expected.append(
+                mean(
+                    mean(ok for s, ok in subset if s == top)
+                    for subset, top in zip(combinations(pairs, k), best, strict=True)
+                )
+            )
+        assert got[f"best@{k}"] == pytest.approx(mean(expected), abs=1e-12)
+    assert got["best@8"] == pytest.approx(0.94)
+    assert got["weighted@8"] == pytest.approx(0.94)
