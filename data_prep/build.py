@@ -68,6 +68,8 @@ class DataConfig(HasTokenizer):
         on_bad_gold: "fail" ends at a gold that its own solution does not reach; "skip" leaves
             such problems, and rows without a gold, out, counted.
         workers: Processes that judge golds.
+        seed: Of generated problems and the order of rows, where runs with other seeds are to
+            share their data; none takes the run's.
     """
 
     profile: str = "boxed"
@@ -81,6 +83,7 @@ class DataConfig(HasTokenizer):
     on_bad_row: Literal["fail", "skip"] = "fail"
     on_bad_gold: Literal["fail", "skip"] = "fail"
     workers: int = Field(2, ge=1)
+    seed: int | None = Field(None, ge=0)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     """
     profile = profile_named(config.profile, "data.profile")
     # The number of workers changes how long it takes, not what comes out.
-    plan = {"data": config.model_dump(mode="json", exclude={"workers"}), "seed": seed}
+    seed = seed if config.seed is None else config.seed
+    plan = {"data": config.model_dump(mode="json", exclude={"workers", "seed"}), "seed": seed}
     stage = Stage(run, "data", plan, _inputs(config, profile))
     if stage.is_complete:
         print(f"data: complete, kept as it is ({stage.final})", file=sys.stderr)

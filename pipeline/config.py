@@ -112,6 +112,8 @@ class TrainConfig(Config):
             model folder.
         method: `kind` of a method and its settings.
         steps: Optimizer steps; 0 takes one epoch over the method's data.
+        sample_budget: Samples after which an online method ends, though steps are left; 0 is no
+            limit. Methods that draw unequal numbers a step can so be given equal shares.
         iterations: Outer iterations of an online method, of equal length in steps. Each begins
             with π_ref ← π_θ and, where the reward says so, with the reward model trained on.
         batch: Sequences (SFT, RFT; of a mixture, packed ones), pairs (DPO, reward models),
@@ -140,8 +142,9 @@ class TrainConfig(Config):
             the optimizer keep `model.dtype`.
         save_every: Steps between checkpoints that a killed run goes on from.
         validate_every: Steps between looks at held-out data: the loss on validation rows or
-            pairs, or the share of validation problems that greedy samples solve; 0 never.
-        validate_limit: Validation problems an online method looks at.
+            pairs, or, for methods that learn from samples, the share of validation problems
+            that greedy completions solve; 0 never.
+        validate_limit: Validation problems that are solved.
         monitor: Thresholds of the warnings about how an online method goes.
         push_to_hub: Repository "owner/name" that takes the checkpoint when the stage is complete;
             empty for none.
@@ -152,6 +155,7 @@ class TrainConfig(Config):
     method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int = Field(default=0, ge=0)
+    sample_budget: int = Field(default=0, ge=0)
     iterations: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1)
     batch_tokens: int = Field(default=0, ge=0)

@@ -41,7 +41,9 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "nothing: only supervised rows are grouped by length",
             "set `batch`",
         )
-    if method.source != "rows" and config.init == "model" and not run.model.path:
+    begins = method.source == "rows" or (method.source == "pairs" and not method.reference)
+    scores = method.trains == "scores"
+    if (scores or not begins) and config.init == "model" and not run.model.path:
         raise UserError(
             f"{where} 'init'", "a model with random weights", "a trained model", 'set init = "sft"'
         )
@@ -60,6 +62,7 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "staleness",
             "reward",
             "iterations",
+            "sample_budget",
             "prompts",
             "allow_truncated_sampling",
         ):
@@ -226,7 +229,8 @@ def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str
         settings["model"] = run.model.model_dump(mode="json")
     if method.source in ("samples", "policy"):
         settings["sampling"] = run.sampling.model_dump(mode="json")
-    if method.source == "policy":
+    solves = method.source == "samples" and config.validate_every > 0
+    if method.source == "policy" or solves:
         settings["engine"] = run.engine.deciding()
         settings["verify"] = run.verify.model_dump(mode="json", exclude={"workers"})
     return settings

@@ -40,6 +40,9 @@ class Records:
         total: Steps in all.
         label: Name on the progress bar.
         monitor: Looks at every row.
+
+    Attributes:
+        samples: Drawn so far, in all steps.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Records:
         """Cut the files back to `start`, show the monitor what is left, and open the bar."""
         self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "timing", "warnings")}
         self.monitor = monitor
+        self.samples = 0
         for name, path in self.paths.items():
             kept = []
             if path.is_file() and path.stat().st_size:
@@ -56,6 +60,7 @@ class Records:
                 path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
                 if len(lines) > 1:
                     kept = [row for _, row in read_rows(path) if row["step"] < start]
+            self.samples += sum(int(row.get("samples", 0)) for row in kept)
             write_rows(path, kept)
             if name == "steps" and monitor is not None:
                 for row in kept:
@@ -66,6 +71,7 @@ class Records:
         """Append a step's figures; what is not finite is written as null."""
         row = {"step": step, **{key: _short(value) for key, value in figures.items()}}
         self._append("steps", row)
+        self.samples += int(figures.get("samples", 0))
         self._append("timing", {"step": step, **{k: _short(v) for k, v in timing.items()}})
         if self.monitor is not None:
             for warned in self.monitor.observe(row):
@@ -117,18 +123,19 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
         signal: How many of them carry signal.
 
     Returns:
-        reward_mean, reward_std, accuracy, its split by level, share of groups without signal,
-        lengths of correct and incorrect completions, truncation share, unscored share, distinct
-        completions and distinct answers a group. `groups_solved_…` are shares of groups by their
-        own accuracy a: none (0), few (up to ¼), some (up to ¾), most (below 1), all (1).
+        samples, reward_mean, reward_std, accuracy, its split by level, share of groups without
+        signal, lengths of correct and incorrect completions, truncation share, unscored share,
+        distinct completions and distinct answers a group. `groups_solved_…` are shares of groups
+        by their own accuracy a: none (0), few (up to ¼), some (up to ¾), most (below 1), all (1).
     """
     scored = [s for s in sequences if s.reward is not None]
     if not scored:
-        return {"unscored_share": 1.0, "signal_share": 0.0}
+        return {"samples": len(sequences), "unscored_share": 1.0, "signal_share": 0.0}
     judged = [s for s in sequences if s.correct is not None]
     rewards = [s.reward for s in scored if s.reward is not None]
     mean = sum(rewards) / len(rewards)
     figures: dict[str, float] = {
+        "samples": len(sequences),
         "reward_mean": mean,
         "reward_std": math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)),
         "signal_share": signal / len(sequences),

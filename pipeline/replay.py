@@ -104,9 +104,9 @@ class Replay:
                 if fresh or earlier
             ]
             sequences = [
-                self.method.mark(side.in_group(number))
+                side
                 for number, pair in enumerate(chosen)
-                for side in pair
+                for side in self.method.marked([side.in_group(number) for side in pair])
             ]
             if sequences:
                 figures = self.trainer.update(sequences, update, self.reward.retrain)

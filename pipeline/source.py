@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from data_prep.errors import UserError
 from data_prep.loader import Pairs, Steps
 from data_prep.schema import Problem, read_problems
 from pipeline.batch import Sequence
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.engines import Prompt, create_engine
+from pipeline.engines import Engine, Prompt, create_engine
 from pipeline.fixed import Rows, pair_of, read_log, solution_of
 from pipeline.generate import checkpoint_of, render_prompts
 from pipeline.methods import Method
@@ -24,9 +26,12 @@ from pipeline.reward import RewardMaker
 from pipeline.rollout import Rollouts
 from pipeline.scorer import load_scorer
 from pipeline.verify import open_pool
+from verifiers import VerifierPool
 
 # A step's sequences with signal, and figures about how they came about.
 Draw = Callable[[int], tuple[list[Sequence], dict[str, float]]]
+
+Weights = Iterable[tuple[str, Tensor]]
 
 
 @dataclass(slots=True)
@@ -38,14 +43,14 @@ class Data:
         steps: Steps in all.
         held_out: Sequences whose loss is a figure; empty where there are none.
         rollouts: Samples the policy, where the method does.
-        check: Returns figures of the policy on held-out problems.
+        check: Returns figures on held-out problems of a policy: weights and their version.
     """
 
     draw: Draw
     steps: int
     held_out: list[Sequence]
     rollouts: Rollouts | None = None
-    check: Callable[[int], dict[str, float]] | None = None
+    check: Callable[[Weights, int], dict[str, float]] | None = None
 
 
 def open_data(
@@ -88,16 +93,21 @@ def open_data(
                 "sample more, or start from a model that solves some of the problems",
             )
         # Units of one batch stay apart: a group is a pair, or a single sample.
-        return _fixed(
+        data = _fixed(
             config,
             _in_order(len(units), config.batch),
             lambda batch: [
-                method.mark(sequence.in_group(number))
+                sequence
                 for number, index in enumerate(batch)
-                for sequence in units[index]
+                for sequence in method.marked([s.in_group(number) for s in units[index]])
             ],
-            [],
         )
+        if config.validate_every:
+            if method.trains == "scores":
+                raise _nothing_held_out(config)
+            engine, pool = _sampler(run, str(init), cleanup)
+            data.check = _solver(run, config, engine, pool, tokenizer, profile)
+        return data
     kind = Pairs if method.source == "pairs" else Steps
     name = "preference" if method.source == "pairs" else "steps"
     unit_of: Any = pair_of if method.source == "pairs" else solution_of
@@ -106,12 +116,12 @@ def open_data(
     random.Random(f"{run.seed}/{config.name}/order").shuffle(order)  # noqa: S311
     path = folder / f"{name}_validation.parquet"
     kept_rows = kind(path) if config.validate_every and path.is_file() else None
-    held = [method.mark(s) for i in range(len(kept_rows or ())) for s in unit_of(kept_rows, i)]
+    held = [s for i in range(len(kept_rows or ())) for s in method.marked(unit_of(kept_rows, i))]
     _check_longest(config, judged.longest, context)
     return _fixed(
         config,
         _in_order(len(order), config.batch),
-        lambda batch: [method.mark(s) for place in batch for s in unit_of(judged, order[place])],
+        lambda batch: [s for place in batch for s in method.marked(unit_of(judged, order[place]))],
         held,
     )
 
@@ -121,11 +131,20 @@ def _in_order(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
+def _nothing_held_out(config: TrainConfig) -> UserError:
+    return UserError(
+        f"stage {config.name!r}, key 'validate_every'",
+        "the data stage has nothing held out for this method",
+        "held-out rows, or validate_every = 0",
+        "give a source validation problems, or set validate_every = 0",
+    )
+
+
 def _fixed(
     config: TrainConfig,
     batches: Seq[Seq[int]],
     take: Callable[[Iterable[int]], list[Sequence]],
-    held_out: list[Sequence],
+    held_out: list[Sequence] | None = None,
 ) -> Data:
     """Batches of what lies ready, in their order, epoch after epoch."""
     if not batches:
@@ -135,18 +154,13 @@ def _fixed(
             "at least one",
             "give [data] or [mixture] a source of such rows",
         )
-    if config.validate_every and not held_out:
-        raise UserError(
-            f"stage {config.name!r}, key 'validate_every'",
-            "the data stage has nothing held out for this method",
-            "held-out rows, or validate_every = 0",
-            "give a source validation problems, or set validate_every = 0",
-        )
+    if config.validate_every and held_out == []:
+        raise _nothing_held_out(config)
 
     def draw(step: int) -> tuple[list[Sequence], dict[str, float]]:
         return take(batches[step % len(batches)]), {}
 
-    return Data(draw, config.steps or len(batches), held_out)
+    return Data(draw, config.steps or len(batches), held_out or [])
 
 
 def _check_longest(config: TrainConfig, longest: int, context: int) -> None:
@@ -157,6 +171,14 @@ def _check_longest(config: TrainConfig, longest: int, context: int) -> None:
             "rows that fit",
             "lower max_length of [data] or [mixture], or raise model.context",
         )
+
+
+def _sampler(run: RunConfig, init: str, cleanup: ExitStack) -> tuple[Engine, VerifierPool]:
+    engine = create_engine(run.engine, init)
+    cleanup.callback(engine.close)
+    verify = run.verify
+    pool = open_pool(verify.checker, verify.workers, verify.time_limit_s)
+    return engine, cleanup.enter_context(pool)
 
 
 def _policy(
@@ -178,11 +200,7 @@ def _policy(
     else:
         problems = list(read_problems(folder / "train.jsonl"))
         prompts = render_prompts(problems, tokenizer, profile)
-    engine = create_engine(run.engine, init)
-    cleanup.callback(engine.close)
-    pool = cleanup.enter_context(
-        open_pool(run.verify.checker, run.verify.workers, run.verify.time_limit_s)
-    )
+    engine, pool = _sampler(run, init, cleanup)
     reward = config.reward
     device = run.engine.device  # type: ignore[attr-defined]
     rewards = RewardMaker(
@@ -220,28 +238,42 @@ def _policy(
 
     data = Data(sampled, config.steps, [], rollouts)
     if config.validate_every:
-        path = folder / "validation.jsonl"
-        asked = list(read_problems(path))[: config.validate_limit] if path.is_file() else []
-        if not asked:
-            raise UserError(
-                f"stage {config.name!r}, key 'validate_every'",
-                "the data stage has no validation problems",
-                "problems to look at while training",
-                "give a source validation problems, or set validate_every = 0",
-            )
-        greedy = sampling.model_copy(update={"n": 1, "temperature": 0.0})
-        held_out = render_prompts(asked, tokenizer, profile)
-
-        def check(step: int) -> dict[str, float]:
-            groups = engine.generate(held_out, greedy.model_copy(update={"step": step}))
-            answers = [
-                (problem.answer, completion.text)
-                for problem, group in zip(asked, groups, strict=True)
-                for completion in group.completions
-            ]
-            verdicts = [v for v in pool.verify_many(answers) if v.is_scorable]
-            share = sum(v.is_correct for v in verdicts) / max(1, len(verdicts))
-            return {"validation_accuracy": share}
-
-        data.check = check
+        data.check = _solver(run, config, engine, pool, tokenizer, profile)
     return data
+
+
+def _solver(
+    run: RunConfig,
+    config: TrainConfig,
+    engine: Engine,
+    pool: VerifierPool,
+    tokenizer: Any,
+    profile: str,
+) -> Callable[[Weights, int], dict[str, float]]:
+    """Return what tells the share of validation problems that greedy completions solve."""
+    path = Path(run.out) / "data" / "validation.jsonl"
+    asked = list(read_problems(path))[: config.validate_limit] if path.is_file() else []
+    if not asked:
+        raise UserError(
+            f"stage {config.name!r}, key 'validate_every'",
+            "the data stage has no validation problems",
+            "problems to solve while training",
+            "give a source validation problems, or set validate_every = 0",
+        )
+    sampling = run.sampling.of_run(n=1, seed=run.seed)
+    greedy = sampling.model_copy(update={"temperature": 0.0})
+    prompts = render_prompts(asked, tokenizer, profile)
+
+    def check(weights: Weights, version: int) -> dict[str, float]:
+        engine.load_weights(weights, version)
+        groups = engine.generate(prompts, greedy)
+        answers = [
+            (problem.answer, completion.text)
+            for problem, group in zip(asked, groups, strict=True)
+            for completion in group.completions
+        ]
+        verdicts = [v for v in pool.verify_many(answers) if v.is_scorable]
+        share = sum(v.is_correct for v in verdicts) / max(1, len(verdicts))
+        return {"validation_accuracy": share}
+
+    return check

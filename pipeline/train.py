@@ -396,9 +396,13 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         records = Records(work, start, data.steps, config.name, monitor)
         cleanup.callback(records.close)
         span = math.ceil(data.steps / config.iterations)
+        step = start - 1
         for step in range(start, data.steps):
             began = time.perf_counter()
             figures: dict[str, Any] = {}
+            if not step and data.check is not None:
+                before = _look_at_held_out(trainer, data, 0)
+                figures |= {f"{name}_before": value for name, value in before.items()}
             try:
                 if step and step % span == 0:
                     figures |= _next_iteration(trainer, replay, step, span)
@@ -414,7 +418,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                 ahead.publish(trainer.weights(), step + 1)
             done = time.perf_counter()
             if config.validate_every and (step + 1) % config.validate_every == 0:
-                figures |= _look_at_held_out(trainer, data, step)
+                figures |= _look_at_held_out(trainer, data, step + 1)
             count = sum(len(s.completion) for s in sequences)
             timing = {
                 "draw_s": drawn_at - began,
@@ -422,6 +426,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                 "tokens_per_s": count / (done - began),
             }
             records.write(step, figures, timing)
+            if config.sample_budget and records.samples >= config.sample_budget:
+                break
             if (step + 1) % config.save_every == 0 and step + 1 < data.steps:
                 if ahead is not None:
                     ahead.keep(step + 1)
@@ -441,7 +447,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
     if replay is not None:
         save_checkpoint(work / "reward_model", replay.model, tokenizer, ends, profile, "end")
     parameters = sum(p.numel() for p in model.parameters())
-    final = stage.complete(scratch=("state",), steps=data.steps, parameters=parameters)
+    final = stage.complete(scratch=("state",), steps=step + 1, parameters=parameters)
     if config.push_to_hub:
         where = f"stage {config.name!r}, key 'push_to_hub'"
         tqdm.write(publish(final / "checkpoint", config.push_to_hub, where), file=sys.stderr)
@@ -528,9 +534,9 @@ def _next_iteration(
     return {} if replay is None else replay.train_on(step // span, span)
 
 
-def _look_at_held_out(trainer: Trainer, data: Data, step: int) -> dict[str, float]:
+def _look_at_held_out(trainer: Trainer, data: Data, version: int) -> dict[str, float]:
     if data.check is not None:
-        return data.check(step)
+        return data.check(trainer.weights(), version)
     return trainer.held_out(data.held_out)
 
 

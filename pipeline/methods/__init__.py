@@ -98,9 +98,9 @@ class Method(ABC):
         """
         raise TypeError(f"{type(self).__module__} does not train on a fixed log")
 
-    def mark(self, sequence: Sequence) -> Sequence:
-        """Return a sequence of made data with the tokens marked that carry loss."""
-        return sequence
+    def marked(self, unit: list[Sequence]) -> list[Sequence]:
+        """Return what this method trains on of a unit of made data, loss-carrying tokens marked."""
+        return unit
 
     def shape(self, reward: float, sequence: Sequence, max_tokens: int) -> float | None:
         """Return what this method makes of a sample's reward; None takes it out of the step.

@@ -72,9 +72,9 @@ class RewardModel(Scores):
             order += pairs
         return order
 
-    def mark(self, sequence: Sequence) -> Sequence:
+    def marked(self, unit: list[Sequence]) -> list[Sequence]:
         """Let only the last token of an answer carry loss."""
-        return replace(sequence, mask=[False] * (len(sequence.completion) - 1) + [True])
+        return [replace(s, mask=[False] * (len(s.completion) - 1) + [True]) for s in unit]
 
     def weights(self, tokens: Tokens, max_tokens: int) -> Tensor:
         """Return 1/P for P pairs."""

@@ -234,7 +234,9 @@ def test_a_step_is_the_same_however_it_is_split(checkpoint, tmp_path, name, opti
         sequences = method.advantages(sequences)
     elif judge:
         units = verified_pairs(sequences, random.Random(0), 4)
-        sequences = [method.mark(s.in_group(g)) for g, unit in enumerate(units) for s in unit]
+        sequences = [
+            s for g, u in enumerate(units) for s in method.marked([s.in_group(g) for s in u])
+        ]
         if name == "process_reward_model":
             sequences = [replace(s, mask=[True] + [False] * (len(s.mask) - 1)) for s in sequences]
     elif method.source == "samples":
@@ -290,7 +292,7 @@ def test_a_judge_learns_what_is_right(checkpoint, tmp_path, name):
         if name == "process_reward_model":
             return [replace(s, mask=[True] + [False] * (len(s.mask) - 1)) for s in samples]
         units = verified_pairs(samples, random.Random(step), 16)
-        return [method.mark(s.in_group(g)) for g, unit in enumerate(units) for s in unit]
+        return [s for g, u in enumerate(units) for s in method.marked([s.in_group(g) for s in u])]
 
     held_out = batch(100)
     before = trainer.held_out(held_out)

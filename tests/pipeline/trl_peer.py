@@ -127,7 +127,7 @@ class Sides:
         trainer = Trainer(run, config, method, model, self.reference if method.reference else None)
         if log is not None:
             sequences = [s for unit in method.select(log, 0) for s in unit]
-        sequences = [method.mark(s) for s in sequences]
+        sequences = method.marked(sequences)
         tokens = trainer.flat(sequences)
         tokens.old_logp = old
         if kind == "ppo":  # its figures look at the critic's targets

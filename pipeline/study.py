@@ -1,0 +1,578 @@
+r"""Methods beside each other: one SFT checkpoint, equal sample budgets, several seeds.
+
+    python -m pipeline.study --config pipeline/configs/study.toml
+
+The configuration is a run's with a [study] table. The data and the stage that everything starts
+from are made once, with the run's own seed; then every seed of the study samples, trains and
+evaluates all the other stages in a folder of its own, by the commands that a user would type.
+`study.html`, `study.json` and `study.md` show the user's figures in kind: learning curves
+(figure 5), iterations (figure 6), Maj@K and Pass@K before and after (figure 7), and which of the
+findings in 003_… held here.
+
+Intervals are Student's t over seeds (95 %); a difference between two methods is taken within each
+seed, so that what the seeds share cancels. A finding holds where its whole interval lies above 0,
+fails where it lies below, and is open otherwise: few seeds leave much open, and the page says so.
+
+Killed and started again, the study goes on where its stages stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field, model_validator
+
+from data_prep.config import Config, dump_toml, read_toml, validate
+from data_prep.errors import UserError, command
+from data_prep.jsonl import read_json, read_rows, write_json
+from pipeline.config import RunConfig
+from pipeline.methods import create_method
+from pipeline.run import stages_of
+
+COLOURS = [
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#bb5566",
+    "#000000",
+    "#997700",
+    "#555555",
+    "#332288",
+]
+
+
+class StudyConfig(Config):
+    """What is compared.
+
+    Attributes:
+        start: The stage that every other starts from; made once.
+        seeds: Of sampling and training; a run each.
+        jobs: Runs at a time, a thread each where there are several.
+        budget: Samples every method may use; checked against the configuration.
+        suite: Suite of the final figures.
+        curves: Stages of the learning curves (figure 5); empty takes all policies.
+        online: The stages "online" and "offline" of the first finding.
+        relative: The stages with group-relative coefficients and without of the second.
+        supervision: The stages with process and with outcome supervision of the third.
+        iterative: The stage whose iterations are looked at (figure 6).
+        reinforced: The stage of Maj@K and Pass@K before and after (figure 7).
+    """
+
+    start: str = "sft"
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    jobs: int = Field(default=2, ge=1)
+    budget: int = Field(ge=1)
+    suite: str = "embedded"
+    curves: tuple[str, ...] = ()
+    online: tuple[str, str] | None = ("online_rft", "rft")
+    relative: tuple[str, str] | None = ("grpo", "online_rft")
+    supervision: tuple[str, str] | None = ("grpo_process", "grpo")
+    iterative: str = ""
+    reinforced: str = "grpo"
+
+
+class Study(Config):
+    """A run's configuration and what is compared in it."""
+
+    run: RunConfig
+    study: StudyConfig
+
+    @model_validator(mode="after")
+    def _whole(self) -> Study:
+        names = [stage.name for stage in self.run.train]
+        asked = {self.study.start, self.study.reinforced, *self.study.curves}
+        for pair in (self.study.online, self.study.relative, self.study.supervision):
+            asked |= set(pair or ())
+        if self.study.iterative:
+            asked.add(self.study.iterative)
+        if missing := sorted(asked - set(names)):
+            raise ValueError(f"[study] names {missing}, and the stages are {names}")
+        run = self.run
+        if run.data is None or run.evaluate is None or run.generate is None:
+            raise ValueError("a study needs the tables [data], [generate] and [evaluate]")
+        if self.study.suite not in run.evaluate.suites:
+            raise ValueError(f"study.suite {self.study.suite!r} is none of evaluate.suites")
+        if len(set(self.study.seeds)) != len(self.study.seeds):
+            raise ValueError("study.seeds: a seed stands there twice")
+        for stage in self.run.train:
+            used = _samples_of(self.run, stage.name)
+            if used not in (None, self.study.budget):
+                raise ValueError(
+                    f"stage {stage.name!r} uses {used} samples and the budget is "
+                    f"{self.study.budget}: mend steps, batch, group_size or [generate], or set "
+                    "sample_budget"
+                )
+        return self
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with Student's t interval, 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, scale: float = 100.0, sign: bool = False) -> str:
+        """Return "71.3 [69.0, 73.5]"."""
+        form = "+.1f" if sign else ".1f"
+        ends = (format(scale * value, form) for value in self)
+        mean, low, high = ends
+        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Return the mean and its interval; the ends are NaN for a single seed."""
+    from scipy import stats
+
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return Interval(mean, math.nan, math.nan)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1) / count)
+    reach = float(stats.t.ppf(0.975, count - 1)) * spread
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def _samples_of(run: RunConfig, name: str) -> int | None:
+    """Return how many samples a stage may use; None where it uses none."""
+    stage = next(s for s in run.train if s.name == name)
+    method = create_method(stage.method)
+    if method.source == "samples" and run.generate is not None:
+        return run.generate.limit * run.generate.group_size
+    if method.source != "policy":
+        return None
+    return stage.sample_budget or stage.steps * stage.batch * method.samples(stage.group_size)
+
+
+def load_study(path: str | Path, out: str | None, seeds: Sequence[int]) -> Study:
+    """Read and validate a study's configuration.
+
+    Raises:
+        UserError: The file is missing or broken, or a key or value is not allowed.
+    """
+    table = read_toml(path)
+    study = dict(table.pop("study", {}))
+    if out is not None:
+        table["out"] = out
+    if seeds:
+        study["seeds"] = list(seeds)
+    return validate(Study, {"run": table, "study": study}, str(path))
+
+
+def base_of(study: Study) -> RunConfig:
+    """Return the run that makes the data and the start."""
+    run = study.run
+    needed, wanted = {study.study.start}, []
+    for stage in reversed(run.train):
+        if stage.name in needed:
+            wanted.append(stage)
+            needed.add(stage.init)
+    changes = {"train": tuple(reversed(wanted)), "generate": None, "out": f"{run.out}/start"}
+    return run.model_copy(update=changes)
+
+
+def seed_run(study: Study, seed: int) -> RunConfig:
+    """Return the run of one seed: every other stage, on the same data."""
+    run, start = study.run, study.study.start
+    checkpoint = str(Path(base_of(study).out) / start / "checkpoint")
+    made = {stage.name for stage in base_of(study).train}
+    table = run.model_dump(mode="json")
+    own = table["data"]["seed"]
+    table |= {"seed": seed, "out": f"{run.out}/seed-{seed}", "name": f"{run.name}, seed {seed}"}
+    table["data"]["seed"] = run.seed if own is None else own
+    table["train"] = [s for s in table["train"] if s["name"] not in made]
+    for stage in table["train"]:
+        if stage["init"] == start:
+            stage["init"] = checkpoint
+    if table["generate"]["model"] == start:
+        table["generate"]["model"] = checkpoint
+    return validate(RunConfig, table, f"the run of seed {seed}")
+
+
+def run_study(study: Study) -> None:
+    """Run what is not complete yet.
+
+    Raises:
+        UserError: A run failed; its log says why.
+    """
+    _run_one(base_of(study), threads=0)
+    runs = [seed_run(study, seed) for seed in study.study.seeds]
+    jobs = min(study.study.jobs, len(runs))
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda run: _run_one(run, threads=1 if jobs > 1 else 0), runs))
+
+
+def _run_one(run: RunConfig, threads: int) -> None:
+    """Run a configuration by `pipeline.run`, its output in `log.txt`."""
+    out = Path(run.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "study.toml").write_text(dump_toml(run), encoding="utf-8")
+    stages_of(run)
+    began = time.monotonic()
+    print(f"study: {out} …", file=sys.stderr, flush=True)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    with (out / "log.txt").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "pipeline.run", "--config", str(out / "study.toml")],
+            env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            status = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+    if status:
+        raise UserError(
+            str(out),
+            f"its run ended with status {status}",
+            "a complete run",
+            f"see the end of {out / 'log.txt'}; the same command goes on from there",
+        )
+    print(f"study: {out} done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+class Curve(NamedTuple):
+    """Solved share of the validation problems against samples used, of one seed."""
+
+    samples: list[int]
+    accuracy: list[float]
+
+
+def curve_of(study: Study, seed: int, name: str) -> Curve:
+    """Return a stage's learning curve; offline methods use up their log evenly."""
+    path = Path(seed_run(study, seed).out) / name / "steps.jsonl"
+    rows = [row for _, row in read_rows(path)]
+    drawn = 0
+    points = Curve([], [])
+    for number, row in enumerate(rows, start=1):
+        if "validation_accuracy_before" in row:
+            points.samples.append(0)
+            points.accuracy.append(row["validation_accuracy_before"])
+        drawn += int(row.get("samples", 0))
+        used = drawn or round(study.study.budget * number / len(rows))
+        if row.get("validation_accuracy") is not None:
+            points.samples.append(used)
+            points.accuracy.append(row["validation_accuracy"])
+    return points
+
+
+def policies_of(study: Study) -> list[str]:
+    """Return the names of the stages that train a policy, without those made once."""
+    made = {stage.name for stage in base_of(study).train}
+    return [
+        s.name
+        for s in study.run.train
+        if s.name not in made and create_method(s.method).trains == "policy"
+    ]
+
+
+def collect(study: Study) -> dict[str, Any]:
+    """Return every figure of the study, JSON-ready."""
+    config = study.study
+    seeds = config.seeds
+    suite = config.suite
+    before = read_json(Path(base_of(study).out) / f"eval-{config.start}" / suite / "figures.json")
+    after = {
+        name: [
+            read_json(Path(seed_run(study, seed).out) / f"eval-{name}" / suite / "figures.json")[
+                "figures"
+            ]
+            for seed in seeds
+        ]
+        for name in policies_of(study)
+    }
+    assert study.run.evaluate is not None  # noqa: S101 - the validator has seen to it
+    ks, n = study.run.evaluate.k, study.run.evaluate.n
+    metrics = ["greedy", f"avg@{n}", *(f"{m}@{k}" for m in ("maj", "pass") for k in ks)]
+    curves = {
+        name: [curve_of(study, seed, name)._asdict() for seed in seeds]
+        for name in config.curves or tuple(after)
+    }
+    return {
+        "seeds": list(seeds),
+        "budget": config.budget,
+        "questions": before["questions"],
+        "n": n,
+        "k": list(ks),
+        "before": {m: before["figures"][m] for m in metrics},
+        "after": {
+            name: {m: [row[m]["value"] for row in rows] for m in metrics}
+            for name, rows in after.items()
+        },
+        "curves": curves,
+        "iterations": _iterations(study),
+    }
+
+
+def _iterations(study: Study) -> dict[str, Any]:
+    """Return the solved share at the start and at the end of each outer iteration, by seed."""
+    name = study.study.iterative
+    if not name:
+        return {}
+    stage = next(s for s in study.run.train if s.name == name)
+    span = math.ceil(stage.steps / stage.iterations)
+    ends: list[list[float]] = []
+    for seed in study.study.seeds:
+        path = Path(seed_run(study, seed).out) / name / "steps.jsonl"
+        found: dict[int, float] = {}
+        for _, row in read_rows(path):
+            if "validation_accuracy_before" in row:
+                found[-1] = row["validation_accuracy_before"]
+            if row.get("validation_accuracy") is not None:
+                found[row["step"] // span] = row["validation_accuracy"]
+        ends.append([found[i] for i in sorted(found)])
+    return {"stage": name, "steps": span, "accuracy": ends}
+
+
+def findings(study: Study, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the paper found, and whether it held here, with the difference behind it."""
+    config, after = study.study, figures["after"]
+    metric = f"avg@{figures['n']}"
+
+    def between(one: str, two: str) -> Interval:
+        pairs = zip(after[one][metric], after[two][metric], strict=True)
+        return over_seeds([a - b for a, b in pairs])
+
+    found: list[tuple[str, str, Interval]] = []
+    for words, pair in (
+        ("online sampling beats offline sampling", config.online),
+        ("group-relative coefficients beat imitation of correct samples", config.relative),
+        ("process supervision beats outcome supervision", config.supervision),
+    ):
+        if pair is not None:
+            found.append((words, f"{pair[0]} − {pair[1]}, {metric}", between(*pair)))
+    if figures["iterations"]:
+        rows = figures["iterations"]["accuracy"]
+        gains = [[*(b - a for a, b in itertools.pairwise(row))]
+                 for row in rows]  # fmt: skip
+        first = over_seeds([gain[0] - max(gain[1:], default=0.0) for gain in gains])
+        found.append((
+            "iterating helps most in the first iteration",
+            f"gain of {config.iterative}'s first − largest later, solved validation problems",
+            first,
+        ))  # fmt: skip
+    most = max(figures["k"])
+    name = config.reinforced
+    rise = {
+        m: [
+            value - figures["before"][f"{m}@{most}"]["value"]
+            for value in after[name][f"{m}@{most}"]
+        ]
+        for m in ("maj", "pass")
+    }
+    found.append(
+        (f"reinforcement raises Maj@{most}", f"{name} − {config.start}", over_seeds(rise["maj"]))
+    )
+    both = zip(rise["maj"], rise["pass"], strict=True)
+    found.append((
+        f"it raises Maj@{most} more than Pass@{most}",
+        f"difference of the two gains of {name}",
+        over_seeds([a - b for a, b in both]),
+    ))  # fmt: skip
+    return [
+        {"finding": words, "measure": measure, "difference": list(gap), "text": gap.text(sign=True),
+         "verdict": _verdict(gap)}
+        for words, measure, gap in found
+    ]  # fmt: skip
+
+
+def _verdict(gap: Interval) -> str:
+    if math.isnan(gap.low):
+        return "open (one seed)"
+    if gap.low > 0:
+        return "held"
+    return "did not hold" if gap.high < 0 else "open"
+
+
+def table(study: Study, figures: dict[str, Any]) -> list[list[str]]:
+    """Return the table of final figures, the header first."""
+    n, most = figures["n"], max(figures["k"])
+    metrics = ["greedy", f"avg@{n}", f"maj@{most}", f"pass@{most}"]
+    start = [f"{100 * figures['before'][m]['value']:.1f}" for m in metrics]
+    rows = [["stage", *metrics], [study.study.start, *start]]
+    for name, values in figures["after"].items():
+        rows.append([name, *(over_seeds(values[m]).text() for m in metrics)])
+    return rows
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def write_page(study: Study, figures: dict[str, Any], folder: Path) -> Path:
+    """Write `study.json`, `study.md`, `study.png` and `study.html`; return the page."""
+    judged = findings(study, figures)
+    write_json(folder / "study.json", {**figures, "findings": judged})
+    rows = table(study, figures)
+    claims = [["finding of 003_…", "measured", "difference, points", "here"]] + [
+        [f["finding"], f["measure"], f["text"], f["verdict"]] for f in judged
+    ]
+    (folder / "study.md").write_text(f"{markdown(rows)}\n\n{markdown(claims)}\n", encoding="utf-8")
+    picture = draw(study, figures)
+    (folder / "study.png").write_bytes(picture)
+    image = base64.b64encode(picture).decode()
+    seeds = len(figures["seeds"])
+    page = PAGE.format(
+        title=html.escape(study.run.name),
+        seeds=seeds,
+        budget=f"{figures['budget']:,}",
+        questions=figures["questions"],
+        image=image,
+        rows=_html_table(rows),
+        claims=_html_table(claims),
+    )
+    path = folder / "study.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+  color: #222; background: #fff }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+td, th {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: left;
+  font-variant-numeric: tabular-nums }}
+img {{ max-width: 100% }}
+</style></head><body>
+<h1>{title}</h1>
+<p>One start, {seeds} seeds, {budget} samples a method. Final figures on {questions} held-out
+problems in per cent: mean over seeds with Student's t interval (95 %). Differences are taken
+within each seed.</p>
+<img alt="Learning curves, iterations, Maj@K and Pass@K" src="data:image/png;base64,{image}">
+<h2>Final figures</h2>{rows}
+<h2>Findings of DeepSeekMath, and whether they held here</h2>{claims}
+</body></html>
+"""
+
+
+def _html_table(rows: list[list[str]]) -> str:
+    head, *body = rows
+    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body
+    )
+    return f"<table><tr>{cells}</tr>{lines}</table>"
+
+
+def draw(study: Study, figures: dict[str, Any]) -> bytes:
+    """Return the three figures side by side, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count = 3 if figures["iterations"] else 2
+    canvas, axes = pyplot.subplots(1, count, figsize=(6 * count, 5), layout="constrained")
+    for number, (name, curves) in enumerate(figures["curves"].items()):
+        _band(axes[0], [Curve(**c) for c in curves], name, COLOURS[number % len(COLOURS)])
+    axes[0].set(
+        title="Learning curves", xlabel="samples used", ylabel="validation problems solved, %"
+    )
+    axes[0].legend(fontsize=8)
+    if figures["iterations"]:
+        found = figures["iterations"]
+        curves = [curve_of(study, seed, found["stage"]) for seed in figures["seeds"]]
+        _band(axes[1], curves, found["stage"], COLOURS[0])
+        stage = next(s for s in study.run.train if s.name == found["stage"])
+        for number in range(1, stage.iterations):
+            at = number * found["steps"] * stage.batch * stage.group_size
+            axes[1].axvline(at, color="#999", lw=1, ls=":")
+        axes[1].set(
+            title=f"Iterations of {found['stage']}",
+            xlabel="samples used (dotted: π_ref ← π_θ, reward model trained on)",
+            ylabel="validation problems solved, %",
+        )
+    name = study.study.reinforced
+    for metric, colour in (("maj", COLOURS[0]), ("pass", COLOURS[1])):
+        ks = figures["k"]
+        before = [100 * figures["before"][f"{metric}@{k}"]["value"] for k in ks]
+        after = [over_seeds(figures["after"][name][f"{metric}@{k}"]) for k in ks]
+        label = {"maj": "Maj@K", "pass": "Pass@K"}[metric]
+        axes[-1].plot(ks, before, "o--", color=colour, label=f"{label}, {study.study.start}")
+        axes[-1].plot(
+            ks, [100 * a.mean for a in after], "o-", color=colour, label=f"{label}, {name}"
+        )
+        _shade(axes[-1], ks, after, colour)
+    axes[-1].set(title=f"Before and after {name}", xlabel="K", ylabel="%", xscale="log")
+    axes[-1].set_xticks(figures["k"], [str(k) for k in figures["k"]])
+    axes[-1].minorticks_off()
+    axes[-1].legend(fontsize=8)
+    buffer = io.BytesIO()
+    # Without a date or a version the same figures give the same bytes.
+    canvas.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    pyplot.close(canvas)
+    return buffer.getvalue()
+
+
+def _band(axis: Any, curves: list[Curve], label: str, colour: str) -> None:
+    """Draw the mean of the seeds' curves with its interval; a curve that ends early is left out
+    beyond its end.
+    """  # noqa: D205
+    length = min((len(c.samples) for c in curves), default=0)
+    if not length:
+        return
+    xs = [sum(c.samples[i] for c in curves) / len(curves) for i in range(length)]
+    values = [over_seeds([c.accuracy[i] for c in curves]) for i in range(length)]
+    axis.plot(xs, [100 * v.mean for v in values], "-", color=colour, label=label, lw=1.8)
+    _shade(axis, xs, values, colour)
+
+
+def _shade(axis: Any, xs: Sequence[float], values: list[Interval], colour: str) -> None:
+    if any(math.isnan(v.low) for v in values):
+        return
+    low, high = [100 * v.low for v in values], [100 * v.high for v in values]
+    axis.fill_between(xs, low, high, color=colour, alpha=0.12, lw=0)
+
+
+def main(arguments: list[str]) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        "python -m pipeline.study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a run's TOML with a [study] table")
+    parser.add_argument("--out", help="replaces the configuration's run folder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="replaces study.seeds")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+    known = parser.parse_args(arguments)
+    study = load_study(known.config, known.out, known.seeds)
+    if known.dry_run:
+        for run in (base_of(study), *(seed_run(study, seed) for seed in study.study.seeds)):
+            print(f"{run.out}: {', '.join(name for name, _ in stages_of(run))}")
+        return
+    began = time.monotonic()
+    run_study(study)
+    figures = collect(study)
+    page = write_page(study, figures, Path(study.run.out))
+    print((page.parent / "study.md").read_text(encoding="utf-8"))
+    print(f"study: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(page)
+
+
+if __name__ == "__main__":
+    command(main)
