@@ -26,6 +26,7 @@ import tomli_w
 from data_prep.config import validate
 from data_prep.errors import UserError, command
 from pipeline.config import load_run
+from pipeline.engines import EngineConfig
 from pipeline.engines._servers import LOOPBACK, Servers, free_ports, is_loopback
 from pipeline.engines._vllm import VllmConfig
 from pipeline.engines.vllm_server import Config
@@ -41,7 +42,9 @@ def settings(table: dict[str, Any], words: list[str]) -> Config:
     Raises:
         UserError: An argument is not of that form, or a key or value is wrong.
     """
-    known = {key: value for key, value in table.items() if key in VllmConfig.model_fields}
+    # Of another engine's table only what every engine means alike.
+    model = VllmConfig if str(table.get("kind", "")).startswith("vllm") else EngineConfig
+    known = {key: value for key, value in table.items() if key in model.model_fields}
     pairs = [word for argument in words for word in argument.split("=", 1)]
     if len(pairs) % 2:
         raise UserError(

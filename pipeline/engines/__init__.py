@@ -6,7 +6,9 @@ Contract of a plug-in file `pipeline/engines/<kind>.py`:
 * `create(config, model) -> Engine`: an engine with the weights of a model folder.
 
 An engine has the shape of vLLM's `LLM.generate`, so that a benchmark swaps one line. A sample
-depends on (run seed, step, prompt id, sample index) through `sample_seed` and on nothing else.
+depends on (run seed, step, prompt id, sample index) through `sample_seed` and on nothing else;
+what vLLM makes of that promise stands in `_vllm.py`. One thread asks an engine at a time, and
+not always the same one (`pipeline.ahead`).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def call(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def write_config(folder: Path, engine: str = "", **changes: str) -> Path:
+def write_config(folder: Path, engine: str = 'kind = "embedded"', **changes: str) -> Path:
     """The learning run, with an [engine] table and changed lines."""
     text = (HERE / "learn.toml").read_text(encoding="utf-8")
     changes = {"out": f'"{folder / "run"}"', **changes}

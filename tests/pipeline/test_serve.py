@@ -120,10 +120,12 @@ def test_free_ports_are_free_and_apart():
 
 
 def test_settings_come_from_a_table_of_any_kind_and_the_command_line():
-    table = {"kind": "embedded", "dtype": "bfloat16", "slots": 64, "device": "cpu"}
+    table = {"kind": "embedded", "dtype": "bfloat16", "slots": 64, "memory_gib": 16}
     config = settings(table, ["--engine.max-sequences", "9", "--engine.memory-gib=2"])
     assert (config.kind, config.dtype, config.max_sequences) == ("vllm_server", "bfloat16", 9)
     assert config.memory_gib == 2
+    assert settings(table, []).memory_gib == 1  # the embedded engine's is another
+    assert settings({"kind": "vllm", "memory_gib": 3, "sleep": True}, []).memory_gib == 3
     for words in (["--engine.colour", "red"], ["--port"], ["--what", "1"]):
         with pytest.raises(UserError):
             settings({}, words)
