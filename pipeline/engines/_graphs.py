@@ -42,7 +42,8 @@ class StepGraphs:
             graph, result = self._held[key]
         elif key in self._seen:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # "thread_local": a trainer may be at work in another thread (`pipeline.ahead`).
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = function()
             self._held[key] = graph, result
         else:
