@@ -125,6 +125,12 @@ def write_json(path: str | Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def script_json(value: Any) -> str:
+    """Return JSON that may stand in a script element: no "<" can end the element or open one."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
 def read_json(path: str | Path) -> Any:
     """Read one JSON document.
 

@@ -9,7 +9,6 @@ number comes from the `figures.json` files of `eval.run`; nothing is computed tw
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from data_prep.errors import command
-from data_prep.jsonl import write_json
+from data_prep.jsonl import script_json, write_json
 from eval.browser import browser_blocks, browser_index
 from eval.charts import SERIES, breakdown_chart, k_curves, training_curve
 from eval.collect import Results, collect
@@ -125,12 +124,6 @@ def write_report(
         file.writelines(stream)
     temporary.replace(page)
     return page
-
-
-def script_json(value: Any) -> str:
-    """Return JSON that may stand in a script element: no "<" can end the element or open one."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _by_suite(results: Results) -> dict[str, dict[str, Any]]:

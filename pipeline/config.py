@@ -146,6 +146,8 @@ class TrainConfig(Config):
             that greedy completions solve; 0 never.
         validate_limit: Validation problems that are solved.
         monitor: Thresholds of the warnings about how an online method goes.
+        coefficients_every: Steps between those whose coefficients are kept, one a token, for
+            `python -m pipeline.steps`; 0 keeps none.
         push_to_hub: Repository "owner/name" that takes the checkpoint when the stage is complete;
             empty for none.
     """
@@ -175,6 +177,7 @@ class TrainConfig(Config):
     validate_every: int = Field(default=0, ge=0)
     validate_limit: int = Field(default=128, ge=1)
     monitor: MonitorConfig = MonitorConfig()
+    coefficients_every: int = Field(default=1, ge=0)
     push_to_hub: str = ""
 
 

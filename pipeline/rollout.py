@@ -258,6 +258,7 @@ class Rollouts:
                 rows.append(
                     {
                         **whose,
+                        "group": sequence.group,
                         "sample_index": index,
                         "refill": refill,
                         "token_ids": completion.token_ids,

@@ -42,6 +42,7 @@ from pipeline.agreement import Agreement
 from pipeline.ahead import Ahead
 from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
 from pipeline.card import base_facts, write_card
+from pipeline.coefficients import Watched, write_coefficients
 from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.correction import gap_figures, importance
 from pipeline.critic import Critic, critic_of, load_scalar_model, value_head
@@ -131,6 +132,8 @@ class Trainer:
         # The trainer divides logits by the temperature that the sampler used.
         on_samples = method.source in ("samples", "policy")
         self.temperature = run.sampling.temperature if on_samples else 1.0
+        # What the tokens of the last batch were weighed with, [T] each (`pipeline.coefficients`).
+        self.watched: Watched = {}
         # Set for methods that sample: stops before a gradient of wrong log-probs is used.
         self.agreement: Agreement | None = None
 
@@ -167,7 +170,7 @@ class Trainer:
         figures: dict[str, Any] = {}
         last = self.method.config.updates - 1
         for inner in range(last + 1):
-            found, own = self._accumulate(sequences, tokens)
+            found, own, coefficients = self._accumulate(sequences, tokens)
             if inner == 0 and self.agreement is not None:
                 self.agreement.judge(found["sampler_gap_mean"], sequences)
             if not math.isfinite(found["objective"]):
@@ -184,7 +187,10 @@ class Trainer:
                 figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
                 if self.method.source == "policy":
                     figures |= advantage_figures(tokens.advantage)
+                self.watched = {"advantage": tokens.advantage, "coefficient": coefficients}
             if inner == last:
+                if last:
+                    self.watched["last_coefficient"] = coefficients
                 # Before the first update every ratio is 1 and nothing is clipped.
                 figures |= own
         return figures
@@ -221,12 +227,12 @@ class Trainer:
 
     def _accumulate(
         self, sequences: list[Sequence], tokens: Tokens
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    ) -> tuple[dict[str, float], dict[str, float], Tensor]:
         """Add the whole step's gradient, one micro-batch at a time.
 
-        Returns the loop's figures and the method's own. The first pass over a batch fills
-        `tokens.old_logp` and `ref_logp`: π_old is the policy before the first update on it, and
-        π_ref says the same at each of them.
+        Returns the loop's figures, the method's own, and the coefficients, [T]. The first pass
+        over a batch fills `tokens.old_logp` and `ref_logp`: π_old is the policy before the first
+        update on it, and π_ref says the same at each of them.
         """
         self.optimizer.zero_grad(set_to_none=True)
         method = self.method
@@ -236,6 +242,7 @@ class Trainer:
         objective = 0.0
         first, known = tokens.old_logp is None, tokens.ref_logp is not None
         filled = _Filled(tokens)
+        coefficients = torch.zeros_like(tokens.weight)
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
             layout, view = micro.layout.to(self.device), micro.tokens.to(self.device)
             out = self._forward(layout, need_reference=not known)
@@ -249,6 +256,7 @@ class Trainer:
             coefficient = method.gradient_coefficient(view, now) * view.weight
             if sampled:
                 coefficient = coefficient * importance(view, self.config.correction)
+            coefficients[micro.token_index] = coefficient.to("cpu", coefficients.dtype)
             loss = -(coefficient * out.variable).sum()
             bonus = 0.0
             if method.entropy_weight:
@@ -271,7 +279,7 @@ class Trainer:
             kl = divergence.figures(view, now) if sampled else {}
             own.append((len(now), kl | method.figures(view, now)))
         filled.finish()
-        return {"objective": objective, **over_parts(parts)}, over_parts(own)
+        return {"objective": objective, **over_parts(parts)}, over_parts(own), coefficients
 
     def _forward(self, layout: Layout, need_reference: bool = True) -> Output:
         """Run the policy, and reference and critic where there are any; or the reward model."""
@@ -414,6 +422,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             except NonFiniteError as error:
                 raise keep_batch(error, stage.run / f"{config.name}.failed") from None
             if ahead is not None:
+                if sequences and config.coefficients_every and not step % config.coefficients_every:
+                    write_coefficients(work, step, sequences, trainer.watched)
                 figures["skipped"] = float(not sequences)
                 ahead.publish(trainer.weights(), step + 1)
             done = time.perf_counter()
