@@ -38,8 +38,10 @@ class Sft(Imitation):
         self.source = "rows" if config.data == "rows" else "pairs"
 
     def marked(self, unit: list[Sequence]) -> list[Sequence]:
-        """Leave the other side of a pair out."""
-        return [sequence for sequence in unit if sequence.sign >= 0]
+        """Leave the other side of a preference pair out."""
+        if self.source == "rows":
+            return unit
+        return [sequence for sequence in unit if sequence.sign > 0]
 
 
 def create(config: Config) -> Sft:
