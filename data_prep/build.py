@@ -138,27 +138,39 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     unique, duplicates = drop_duplicates(read)
     problems, golds = check_golds(unique, config.on_bad_gold, config.workers)
     splits = {split: [p for p in problems if p.split == split] for split in PRIORITY}
-    solved = {
-        split: [p for p in splits[split] if p.solutions] for split in ("train", "validation")
-    }
+    solved = {split: [p for p in splits[split] if p.solutions] for split in ("train", "validation")}
     if not solved["train"] and not any(item.split == "train" for item in judged):
-        raise UserError("data.sources", "no problem of the train split has a solution",
-                        "at least one", "give a source a train file, or more problems")
+        raise UserError(
+            "data.sources",
+            "no problem of the train split has a solution",
+            "at least one",
+            "give a source a train file, or more problems",
+        )
     formatter = make_formatter(
-        config.tokenizer, profile, _texts(config, profile, solved["train"], judged),
+        config.tokenizer,
+        profile,
+        _texts(config, profile, solved["train"], judged),
         "data.tokenizer",
     )
     train = _sft_rows(
-        formatter, config, solved["train"], config.rows, config.phases, seed,
+        formatter,
+        config,
+        solved["train"],
+        config.rows,
+        config.phases,
+        seed,
         may_be_empty=not solved["train"],
     )
     held_out = _sft_rows(
-        formatter, config, solved["validation"], config.sft_validation_rows,
-        config.phases[-1:], seed, may_be_empty=True,
+        formatter,
+        config,
+        solved["validation"],
+        config.sft_validation_rows,
+        config.phases[-1:],
+        seed,
+        may_be_empty=True,
     )
-    tables, unused = tokenise_judged(
-        formatter, judged, config.max_length, config.on_too_long
-    )
+    tables, unused = tokenise_judged(formatter, judged, config.max_length, config.on_too_long)
     statistics: dict[str, Any] = {
         "seed": seed,
         "profile": profile.name,
@@ -171,7 +183,8 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
             "duplicates": duplicates,
             "bad_golds": len(unique) - len(problems),
             "too_long": {"train": train.too_long, "validation": held_out.too_long},
-            "judged": unused, "judged, prompt held out": leaked,
+            "judged": unused,
+            "judged, prompt held out": leaked,
         },
         "sft_train": figures.row_figures(train.problems, train.pairs, train.draws, train.order()),
         "sft_validation": figures.row_figures(
@@ -189,9 +202,12 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     write_json(folder / "statistics.json", statistics)
     final = stage.complete(
         problems={split: len(splits[split]) for split in PRIORITY},
-        sft_train=len(train.draws), sft_validation=len(held_out.draws),
-        judged={name: {split: len(rows) for split, rows in splits.items()}
-                for name, splits in tables.items()},
+        sft_train=len(train.draws),
+        sft_validation=len(held_out.draws),
+        judged={
+            name: {split: len(rows) for split, rows in splits.items()}
+            for name, splits in tables.items()
+        },
     )
     _tell(statistics, final, time.monotonic() - started)
     return final
@@ -208,7 +224,9 @@ def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:
             if not path.is_file():
                 raise UserError(
                     f"data.sources, entry {number + 1} (kind {source.kind!r}), key {name!r}",
-                    f"no such file: {path}", "a JSON lines file", "check the path",
+                    f"no such file: {path}",
+                    "a JSON lines file",
+                    "check the path",
                 )
             inputs[f"source/{number}/{name}"] = path
     return inputs
@@ -226,8 +244,14 @@ def _texts(
 
 
 def _sft_rows(
-    formatter: Formatter, config: DataConfig, problems: list[Problem], rows: int,
-    phases: Sequence[Phase], seed: int, *, may_be_empty: bool = False,
+    formatter: Formatter,
+    config: DataConfig,
+    problems: list[Problem],
+    rows: int,
+    phases: Sequence[Phase],
+    seed: int,
+    *,
+    may_be_empty: bool = False,
 ) -> SftRows:
     """Tokenise the problems' solutions, leave out what is too long, and order the rows."""
     if may_be_empty and (rows == 0 or not problems):
@@ -241,14 +265,19 @@ def _sft_rows(
         elif config.on_too_long == "fail":
             problem = problems[index]
             raise UserError(
-                problem.where or f"problem {problem.id!r}", f"a row of {length} tokens",
+                problem.where or f"problem {problem.id!r}",
+                f"a row of {length} tokens",
                 f"at most max_length = {config.max_length}",
                 'raise data.max_length, or set data.on_too_long = "drop"',
             )
     kept = sorted(fitting)
     if not kept and not may_be_empty:
-        raise UserError("data.max_length", f"no row has at most {config.max_length} tokens",
-                        f"{int(lengths.min())} or more", "raise data.max_length")
+        raise UserError(
+            "data.max_length",
+            f"no row has at most {config.max_length} tokens",
+            f"{int(lengths.min())} or more",
+            "raise data.max_length",
+        )
     candidates = [_with_solutions(problems[index], fitting[index]) for index in kept]
     draws = [
         draw._replace(problem=kept[draw.problem])
@@ -280,7 +309,11 @@ def _tell(statistics: dict[str, Any], folder: Path, seconds: float) -> None:
 def main(arguments: list[str]) -> None:
     """Run the stage from the command line."""
     run_stage(
-        DataConfig, "data", "python -m data_prep.build", __doc__ or "", arguments,
+        DataConfig,
+        "data",
+        "python -m data_prep.build",
+        __doc__ or "",
+        arguments,
         lambda found: build(found.config, found.run, found.seed),
         lambda found: with_tokenizer(found.config, tokenizer_of_run(found.table, found.run)),
     )

@@ -15,7 +15,14 @@ from data_prep.chunk import Task
 from data_prep.jsonl import read_json
 
 COLUMNS = (
-    "number", "rank", "text_key", "question_key", "group_key", "numbers_key", "length", "assistant"
+    "number",
+    "rank",
+    "text_key",
+    "question_key",
+    "group_key",
+    "numbers_key",
+    "length",
+    "assistant",
 )
 
 

@@ -124,8 +124,13 @@ class Converter:
                     raise item.error
                 reasons[item.reason] += 1
                 if item.error is not None:
-                    findings.append({"reason": item.reason, "where": item.error.where,
-                                     "found": item.error.found})
+                    findings.append(
+                        {
+                            "reason": item.reason,
+                            "where": item.error.where,
+                            "found": item.error.found,
+                        }
+                    )
                 continue
             messages, group = conversation_of(item)
             leak = self._leak(messages, str(place), findings)
@@ -135,9 +140,7 @@ class Converter:
             candidates.append(Candidate(place.number, rank, messages, group, leak == "flagged"))
         return candidates
 
-    def _leak(
-        self, messages: Sequence[Message], where: str, findings: list[dict[str, Any]]
-    ) -> str:
+    def _leak(self, messages: Sequence[Message], where: str, findings: list[dict[str, Any]]) -> str:
         """Return "leaked", "flagged", or nothing."""
         if self.index is None:
             return ""
@@ -147,11 +150,16 @@ class Converter:
             leak = self.index.find(message["content"])
             if leak is not None:
                 reason = "leaked" if leak.is_exact else "flagged"
-                findings.append({
-                    "reason": reason, "where": where, "text": message["content"][:400],
-                    "suite": leak.question.suite, "suite_where": leak.question.where,
-                    "suite_text": leak.question.text[:400],
-                })
+                findings.append(
+                    {
+                        "reason": reason,
+                        "where": where,
+                        "text": message["content"][:400],
+                        "suite": leak.question.suite,
+                        "suite_where": leak.question.where,
+                        "suite_text": leak.question.text[:400],
+                    }
+                )
                 return reason
         return ""
 
@@ -193,7 +201,8 @@ class Converter:
             for candidate, question_key in zip(kept, question_keys, strict=True)
         ]
         signature = (
-            near.signatures(normals) if self.config.near_duplicates
+            near.signatures(normals)
+            if self.config.near_duplicates
             else np.zeros((len(kept), near.PERMUTATIONS), dtype=np.uint32)
         )
         table = pa.table(
@@ -216,9 +225,10 @@ class Converter:
         base = task.folder / task.name
         _flat(base.with_suffix(".ids"), [ids for ids, _ in rows], np.dtype(np.int32))
         _flat(base.with_suffix(".mask"), [mask for _, mask in rows], np.dtype(np.int8))
-        with pa.OSFile(str(base.with_suffix(".arrow")), "wb") as file, pa.ipc.new_file(
-            file, SCHEMA
-        ) as writer:
+        with (
+            pa.OSFile(str(base.with_suffix(".arrow")), "wb") as file,
+            pa.ipc.new_file(file, SCHEMA) as writer,
+        ):
             writer.write_table(table)
 
 
@@ -233,8 +243,10 @@ def conversation_of(item: Item) -> tuple[list[Message], str]:
     if isinstance(item, Chat):
         return [{"role": role, "content": text} for role, text in item.messages], ""
     raise UserError(
-        item.where, f"a {type(item).__name__} row without a solution",
-        "problems with solutions, or conversations", "leave this source out of the mixture",
+        item.where,
+        f"a {type(item).__name__} row without a solution",
+        "problems with solutions, or conversations",
+        "leave this source out of the mixture",
     )
 
 

@@ -49,7 +49,9 @@ def invocation(
         UserError: The file is missing or broken, or a key or value is not allowed.
     """
     parser = argparse.ArgumentParser(
-        prog=program, description=description, allow_abbrev=False,
+        prog=program,
+        description=description,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"Any key of [{section}] can be overridden, such as --tokenizer.vocab-size 512.",
     )
@@ -62,7 +64,9 @@ def invocation(
     for key in ("out", section):
         if key not in table and not (key == "out" and options.out):
             raise UserError(
-                f"{options.config}, key {key!r}", "missing", f"`out` and a table [{section}]",
+                f"{options.config}, key {key!r}",
+                "missing",
+                f"`out` and a table [{section}]",
                 "start from one of the shipped configurations",
             )
     # Validated under its own key, so that messages name `data.…` as the file spells it.
@@ -77,8 +81,13 @@ def invocation(
 
 
 def run_stage(
-    model: type[C], section: str, program: str, description: str, arguments: list[str],
-    build: Callable[[Invocation[C]], Path], adjust: Callable[[Invocation[C]], C],
+    model: type[C],
+    section: str,
+    program: str,
+    description: str,
+    arguments: list[str],
+    build: Callable[[Invocation[C]], Path],
+    adjust: Callable[[Invocation[C]], C],
 ) -> None:
     """Run a stage from the command line: print the folder that it built, or its plan.
 

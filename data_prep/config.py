@@ -81,9 +81,7 @@ def validate(model: type[C], table: dict[str, Any], where: str) -> C:
     except ValidationError as error:
         raise _user_error(model, table, where, error) from None
     except UserError as error:
-        raise UserError(
-            f"{where}, {error.where}", error.found, error.expected, error.fix
-        ) from None
+        raise UserError(f"{where}, {error.where}", error.found, error.expected, error.fix) from None
 
 
 def _user_error(
@@ -159,5 +157,3 @@ def fingerprint(value: Any) -> str:
         value = value.model_dump(mode="json")
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-

@@ -46,16 +46,15 @@ def questions(config: MixtureConfig) -> list[Question]:
                 if not isinstance(item, Problem):
                     raise UserError(
                         f"mixture.suites, {suite.name!r}, kind {suite.source.kind!r}",
-                        f"it gives {type(item).__name__} rows", "a source of problems",
+                        f"it gives {type(item).__name__} rows",
+                        "a source of problems",
                         'name another kind; "questions" reads any file of questions',
                     )
                 found.append(Question(suite.name, item.where, item.question))
     return found
 
 
-def convert_chunks(
-    config: MixtureConfig, seed: int, folder: Path, tasks: Sequence[Task]
-) -> None:
+def convert_chunks(config: MixtureConfig, seed: int, folder: Path, tasks: Sequence[Task]) -> None:
     """Convert every chunk that is not whole yet.
 
     Args:

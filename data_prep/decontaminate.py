@@ -90,7 +90,8 @@ def content(text: str) -> list[str]:
     """Return what a question asks: words, numbers and signs, without markup and asking words."""
     words = _TOKEN.findall(_SCALE.sub("", normalise(text)))
     return [
-        word for word in words
+        word
+        for word in words
         if word not in _BRACKETS and word not in _MARKUP and word not in _ASKING
     ]
 
@@ -104,9 +105,7 @@ class Index:
         slack: Plain words that one of two copies may have more, as a share of the content.
     """
 
-    def __init__(
-        self, questions: Iterable[Question], n: int = NGRAM, slack: float = SLACK
-    ) -> None:
+    def __init__(self, questions: Iterable[Question], n: int = NGRAM, slack: float = SLACK) -> None:
         """Index the questions by normalised text and by n-gram of content."""
         self.n, self.slack = n, slack
         self.questions = list(questions)

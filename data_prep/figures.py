@@ -27,8 +27,12 @@ def length_figures(lengths: np.ndarray) -> dict[str, float]:
     quantiles = {
         f"p{round(100 * q)}": float(np.quantile(lengths, q, method="higher")) for q in QUANTILES
     }
-    return {"min": float(lengths.min()), **quantiles, "mean": round(float(lengths.mean()), 3),
-            "max": float(lengths.max())}
+    return {
+        "min": float(lengths.min()),
+        **quantiles,
+        "mean": round(float(lengths.mean()), 3),
+        "max": float(lengths.max()),
+    }
 
 
 def problem_figures(problems: Sequence[Problem]) -> dict[str, Any]:

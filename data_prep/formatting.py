@@ -79,7 +79,8 @@ class Formatter:
         self._pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         # What templates may refer to: bos_token, eos_token, …
         self._variables: dict[str, Any] = {
-            key: value for key, value in tokenizer.special_tokens_map.items()
+            key: value
+            for key, value in tokenizer.special_tokens_map.items()
             if isinstance(value, str)
         }
         self._by_word = word_encoder(self._plain)
@@ -88,8 +89,9 @@ class Formatter:
     @property
     def end_token_ids(self) -> list[int]:
         """Every token that ends a completion: the end of a turn, and eos."""
-        row = self.conversation([{"role": "user", "content": "a"},
-                                 {"role": "assistant", "content": "b"}])
+        row = self.conversation(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        )
         generated = [token for token, mask in zip(*row, strict=True) if mask]
         control = set(self._control.values())
         ends = [token for token in generated if token in control]
@@ -113,8 +115,9 @@ class Formatter:
 
         Mask 1 stands on what the assistant says, its end-of-turn token (and final eos) included.
         """
-        return self.conversation([{"role": "user", "content": question},
-                                  {"role": "assistant", "content": solution}])
+        return self.conversation(
+            [{"role": "user", "content": question}, {"role": "assistant", "content": solution}]
+        )
 
     def conversation(self, messages: Sequence[Message]) -> Row:
         """Return (input ids, mask) of a conversation; every assistant turn has mask 1."""
@@ -161,13 +164,19 @@ class Formatter:
         try:
             # A pair in every release with generation markers; annotated as a string.
             rendered, spans = cast(Any, render_jinja_template)(
-                [safe], chat_template=self.tokenizer.chat_template,
-                return_assistant_tokens_mask=True, add_generation_prompt=generation_prompt,
+                [safe],
+                chat_template=self.tokenizer.chat_template,
+                return_assistant_tokens_mask=True,
+                add_generation_prompt=generation_prompt,
                 **self._variables,
             )
         except TemplateError as error:
-            raise UserError("conversation", str(error), "system, user and assistant turns",
-                            "mend the row, or choose another layout") from None
+            raise UserError(
+                "conversation",
+                str(error),
+                "system, user and assistant turns",
+                "mend the row, or choose another layout",
+            ) from None
         pieces = list(self._cut(rendered[0], spans[0]))
         if not hidden:
             return pieces

@@ -60,7 +60,8 @@ def lines(ids: Sequence[int], mask: Sequence[int], texts: Sequence[str]) -> str:
 def main(arguments: list[str]) -> None:
     """Show a row."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep.inspect", description=__doc__,
+        prog="python -m data_prep.inspect",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stage", help="folder of a data or mixture stage")

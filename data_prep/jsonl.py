@@ -51,7 +51,9 @@ def parse_row(raw: bytes, where: str) -> Row:
         ) from None
     except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
         raise UserError(
-            where, f"JSON that cannot be read: {error}", "one JSON object a line",
+            where,
+            f"JSON that cannot be read: {error}",
+            "one JSON object a line",
             "mend or remove the line",
         ) from None
     if not isinstance(row, dict):
@@ -62,8 +64,10 @@ def parse_row(raw: bytes, where: str) -> Row:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(
-                where, f"half of a surrogate pair, {error.object[error.start]!r}",
-                "text", "mend or remove the line",
+                where,
+                f"half of a surrogate pair, {error.object[error.start]!r}",
+                "text",
+                "mend or remove the line",
             ) from None
     return row
 

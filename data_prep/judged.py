@@ -32,15 +32,23 @@ TOKENS = pa.list_(pa.int32())
 SCHEMAS = {
     "preference": pa.schema(
         [
-            ("id", pa.string()), ("source", pa.string()), ("prompt", TOKENS),
-            ("chosen", TOKENS), ("rejected", TOKENS), ("margin", pa.float32()),
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("prompt", TOKENS),
+            ("chosen", TOKENS),
+            ("rejected", TOKENS),
+            ("margin", pa.float32()),
         ],
         metadata={"schema_version": JUDGED_VERSION},
     ),
     "steps": pa.schema(
         [
-            ("id", pa.string()), ("source", pa.string()), ("prompt", TOKENS),
-            ("completion", TOKENS), ("step_ends", TOKENS), ("labels", pa.list_(pa.int8())),
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("prompt", TOKENS),
+            ("completion", TOKENS),
+            ("step_ends", TOKENS),
+            ("labels", pa.list_(pa.int8())),
             ("answer", pa.string()),
         ],
         metadata={"schema_version": JUDGED_VERSION},
@@ -75,7 +83,8 @@ def tokenise_judged(
         if _length(row) > max_length:
             if on_too_long == "fail":
                 raise UserError(
-                    item.where, f"a row of {_length(row)} tokens",
+                    item.where,
+                    f"a row of {_length(row)} tokens",
                     f"at most max_length = {max_length}",
                     'raise data.max_length, or set data.on_too_long = "drop"',
                 )
@@ -99,8 +108,12 @@ def preference_row(formatter: Formatter, pair: Preference) -> dict[str, Any]:
         for text in (pair.chosen, pair.rejected)
     )
     return {
-        "id": pair.id, "source": pair.source, "prompt": _array(prompt_ids),
-        "chosen": _array(chosen), "rejected": _array(rejected), "margin": pair.margin,
+        "id": pair.id,
+        "source": pair.source,
+        "prompt": _array(prompt_ids),
+        "chosen": _array(chosen),
+        "rejected": _array(rejected),
+        "margin": pair.margin,
     }
 
 
@@ -130,9 +143,13 @@ def steps_row(formatter: Formatter, solution: LabelledSteps) -> dict[str, Any]:
             labels.append(int(label > 0))
         position += len(STEP_BREAK)
     return {
-        "id": solution.id, "source": solution.source, "prompt": _array(prompt_ids),
-        "completion": _array(completion), "step_ends": _array(ends),
-        "labels": np.array(labels, dtype=np.int8), "answer": solution.answer,
+        "id": solution.id,
+        "source": solution.source,
+        "prompt": _array(prompt_ids),
+        "completion": _array(completion),
+        "step_ends": _array(ends),
+        "labels": np.array(labels, dtype=np.int8),
+        "answer": solution.answer,
     }
 
 
@@ -146,9 +163,12 @@ def _completion(
 
 
 def _misfit(where: str) -> UserError:
-    return UserError(where, "the answer does not start where the prompt ends",
-                     "a template whose generation prompt is the assistant's header",
-                     "choose another layout: data.tokenizer.layout")
+    return UserError(
+        where,
+        "the answer does not start where the prompt ends",
+        "a template whose generation prompt is the assistant's header",
+        "choose another layout: data.tokenizer.layout",
+    )
 
 
 def _array(values: Sequence[int]) -> np.ndarray:
@@ -239,7 +259,8 @@ def judged_figures(tables: Tables) -> dict[str, Any]:
             if name == "steps":
                 good = sum(int(row["labels"].sum()) for row in rows)
                 found["labels"] = {
-                    "good": good, "bad": sum(len(row["labels"]) for row in rows) - good
+                    "good": good,
+                    "bad": sum(len(row["labels"]) for row in rows) - good,
                 }
             figures.setdefault(name, {})[split] = found
     return figures

@@ -56,7 +56,8 @@ class Sequences:
         expected = int(paths[0].stem.rsplit("-", 1)[1]) if paths else 0
         if not paths or len(paths) != expected:
             raise UserError(
-                str(stage), f"{len(paths)} of {expected or 'no'} shards of split {split!r}",
+                str(stage),
+                f"{len(paths)} of {expected or 'no'} shards of split {split!r}",
                 "a complete data or mixture stage with supervised rows",
                 "run python -m data_prep.build (or .mixture) with this configuration; it goes on",
             )
@@ -111,7 +112,8 @@ class Sequences:
         """
         lengths = self.lengths
         return [
-            group for window in range(0, len(self), WINDOW)
+            group
+            for window in range(0, len(self), WINDOW)
             for group in _groups(lengths[window : window + WINDOW], window, tokens, seed)
         ]
 
@@ -164,20 +166,28 @@ class _Lists:
         path = Path(path)
         if not path.is_file():
             raise UserError(
-                str(path), "no such file", f"the data stage's {kind}",
+                str(path),
+                "no such file",
+                f"the data stage's {kind}",
                 f"give [data] a source of {kind} and run python -m data_prep.build",
             )
         try:
             table = pq.read_table(path, columns=list(columns))
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                str(path), f"cannot be read: {error}", f"the data stage's {kind}",
+                str(path),
+                f"cannot be read: {error}",
+                f"the data stage's {kind}",
                 "remove the data folder and build again",
             ) from None
         version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
         if version != JUDGED_VERSION:
-            raise UserError(str(path), f"schema version {version}", f"version {JUDGED_VERSION}",
-                            "remove the data folder and build again")
+            raise UserError(
+                str(path),
+                f"schema version {version}",
+                f"version {JUDGED_VERSION}",
+                "remove the data folder and build again",
+            )
         self._names, self._columns = columns, []
         for name in columns:
             lists = table[name].combine_chunks()
@@ -247,13 +257,21 @@ class _Shard:
         try:
             table = pa.ipc.open_file(self._file).read_all()
         except pa.ArrowInvalid as error:
-            raise UserError(str(path), f"cannot be read: {error}", "a shard of training sequences",
-                            "remove the stage's folder and build again") from None
+            raise UserError(
+                str(path),
+                f"cannot be read: {error}",
+                "a shard of training sequences",
+                "remove the stage's folder and build again",
+            ) from None
         metadata = table.schema.metadata or {}
         version = metadata.get(b"schema_version", b"none").decode()
         if version != shards.VERSION:
-            raise UserError(str(path), f"schema version {version}", f"version {shards.VERSION}",
-                            "remove the stage's folder and build again")
+            raise UserError(
+                str(path),
+                f"schema version {version}",
+                f"version {shards.VERSION}",
+                "remove the stage's folder and build again",
+            )
         self.names: list[str] = json.loads(metadata[b"sources"])
         self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name in shards.SCHEMA.names:

@@ -79,8 +79,12 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
     candidates, reports = load_candidates(tasks)
     names = [Path(ingredient.source.kind).stem for ingredient in config.sources]
     selection = select(
-        candidates, names, config.asked(), config.scaled(config.validation_rows),
-        config.near_duplicates, seed,
+        candidates,
+        names,
+        config.asked(),
+        config.scaled(config.validation_rows),
+        config.near_duplicates,
+        seed,
     )
     selected = time.monotonic()
     offsets = token_offsets(candidates, len(tasks))
@@ -88,10 +92,14 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
 
     def documents(rows: np.ndarray) -> list[Document]:
         return [
-            Document(*found) for found in zip(
+            Document(*found)
+            for found in zip(
                 (tasks[chunk].name for chunk in candidates.chunk[rows].tolist()),
-                offsets[rows].tolist(), candidates.length[rows].tolist(),
-                candidates.source[rows].tolist(), candidates.number[rows].tolist(), strict=True,
+                offsets[rows].tolist(),
+                candidates.length[rows].tolist(),
+                candidates.source[rows].tolist(),
+                candidates.number[rows].tolist(),
+                strict=True,
             )
         ]
 
@@ -102,7 +110,13 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
         filled = efficiency(lengths, len(sequences), config.max_length)
         packing[split] = {"sequences": len(sequences), "efficiency": round(filled, 6)}
         write_shards(
-            folder, split, documents(rows), sequences, tokens, names, config.shard_sequences,
+            folder,
+            split,
+            documents(rows),
+            sequences,
+            tokens,
+            names,
+            config.shard_sequences,
             config.workers,
         )
     tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
@@ -132,12 +146,20 @@ def _inputs(config: MixtureConfig, profile: Profile) -> dict[str, Path]:
     sources += [(f"suite/{suite.name}", suite.source) for suite in config.suites]
     for label, source in sources:
         if not isinstance(source, FilesConfig):
-            raise UserError(f"mixture, {label}", "a source that reads no files",
-                            "a source of files or of a hub data set", "use it in [data]")
+            raise UserError(
+                f"mixture, {label}",
+                "a source that reads no files",
+                "a source of files or of a hub data set",
+                "use it in [data]",
+            )
         for name, path in source.files().items():
             if not path.is_file():
-                raise UserError(f"mixture, {label}, key {name!r}", f"no such file: {path}",
-                                "a data file", "check the path")
+                raise UserError(
+                    f"mixture, {label}, key {name!r}",
+                    f"no such file: {path}",
+                    "a data file",
+                    "check the path",
+                )
             inputs[f"{label}/{name}"] = path
     return inputs
 
@@ -149,8 +171,12 @@ def _tasks(config: MixtureConfig, folder: Path) -> list[Task]:
     for ingredient in config.sources:
         source = ingredient.training()
         if not source.train:
-            raise UserError(f"mixture.sources, kind {source.kind!r}, key 'train'", "missing",
-                            "what to train on", "name a file, or \"hub\"")
+            raise UserError(
+                f"mixture.sources, kind {source.kind!r}, key 'train'",
+                "missing",
+                "what to train on",
+                'name a file, or "hub"',
+            )
         found = list(stretches(source, config.chunk_rows))
         total = sum(stretch.rows for stretch in found)
         limit = _limit(config.scaled(ingredient.pool), total)
@@ -182,9 +208,12 @@ def _timing(
     seconds = ended - started
     rows, tokens = sum(figures["rows"].values()), sum(figures["tokens"].values())
     return {
-        "convert_s": round(converted - started, 3), "select_s": round(selected - converted, 3),
-        "write_s": round(ended - selected, 3), "all_s": round(seconds, 3),
-        "rows_per_s": round(rows / seconds, 1), "tokens_per_s": round(tokens / seconds, 1),
+        "convert_s": round(converted - started, 3),
+        "select_s": round(selected - converted, 3),
+        "write_s": round(ended - selected, 3),
+        "all_s": round(seconds, 3),
+        "rows_per_s": round(rows / seconds, 1),
+        "tokens_per_s": round(tokens / seconds, 1),
     }
 
 
@@ -214,7 +243,11 @@ def _tell(figures: dict[str, Any], timing: dict[str, float], folder: Path) -> No
 def main(arguments: list[str]) -> None:
     """Run the stage from the command line."""
     run_stage(
-        MixtureConfig, "mixture", "python -m data_prep.mixture", __doc__ or "", arguments,
+        MixtureConfig,
+        "mixture",
+        "python -m data_prep.mixture",
+        __doc__ or "",
+        arguments,
         lambda found: build_mixture(found.config, found.run, found.seed),
         lambda found: with_tokenizer(found.config, model_path(found.table)),
     )

@@ -20,8 +20,13 @@ FINDINGS = 50
 
 
 def mixture_figures(
-    config: MixtureConfig, names: Sequence[str], candidates: Candidates, selection: Selection,
-    reports: Sequence[dict[str, Any]], packing: dict[str, Any], raw: Sequence[int],
+    config: MixtureConfig,
+    names: Sequence[str],
+    candidates: Candidates,
+    selection: Selection,
+    reports: Sequence[dict[str, Any]],
+    packing: dict[str, Any],
+    raw: Sequence[int],
     text_of: Callable[[int], str],
 ) -> dict[str, Any]:
     """Return every figure of a mixture.
@@ -47,8 +52,12 @@ def mixture_figures(
         "sources": _sources(names, candidates, selection, reports, mixture, raw),
         "duplicates": selection.duplicates,
         "near_duplicates": [
-            {"dropped": _name(names, candidates, row), "kept": _name(names, candidates, first),
-             "dropped_text": text_of(row)[:SHOWN], "kept_text": text_of(first)[:SHOWN]}
+            {
+                "dropped": _name(names, candidates, row),
+                "kept": _name(names, candidates, first),
+                "dropped_text": text_of(row)[:SHOWN],
+                "kept_text": text_of(first)[:SHOWN],
+            }
             for row, first in selection.pairs[:EXAMPLES]
         ],
         "length": length_figures(candidates.length[mixture]),
@@ -61,8 +70,12 @@ def mixture_figures(
 
 
 def _sources(
-    names: Sequence[str], candidates: Candidates, selection: Selection,
-    reports: Sequence[dict[str, Any]], mixture: np.ndarray, raw: Sequence[int],
+    names: Sequence[str],
+    candidates: Candidates,
+    selection: Selection,
+    reports: Sequence[dict[str, Any]],
+    mixture: np.ndarray,
+    raw: Sequence[int],
 ) -> dict[str, dict[str, Any]]:
     left_out: dict[str, Counter[str]] = {name: Counter() for name in names}
     for report in reports:
@@ -96,9 +109,7 @@ def _name(names: Sequence[str], candidates: Candidates, row: int) -> str:
     return f"{names[candidates.source[row]]}, row {int(candidates.number[row]) + 1}"
 
 
-def _histogram(
-    names: Sequence[str], lengths: np.ndarray, sources: np.ndarray
-) -> dict[str, Any]:
+def _histogram(names: Sequence[str], lengths: np.ndarray, sources: np.ndarray) -> dict[str, Any]:
     """Return how many rows have how many tokens, in all and by source.
 
     `edges` are the least tokens of each bucket; the last one is open, so that a few long rows do

@@ -36,8 +36,12 @@ def prepare_tokenizer(config: MixtureConfig, profile: Profile, folder: Path) -> 
     each = max(1, config.tokenizer.sample_problems // len(config.sources))
     first = [row for ingredient in config.sources for row in _first(ingredient, each)]
     if not first:
-        raise UserError("mixture.sources", "no row that can be trained on", "at least one",
-                        "look at the files; a row's own error shows under on_bad_row = \"fail\"")
+        raise UserError(
+            "mixture.sources",
+            "no row that can be trained on",
+            "at least one",
+            'look at the files; a row\'s own error shows under on_bad_row = "fail"',
+        )
     texts = (message["content"] for messages in first for message in messages)
     formatter = make_formatter(
         config.tokenizer, profile, chain([profile.system], texts), "mixture.tokenizer"

@@ -46,9 +46,7 @@ def signatures(normals: Sequence[str]) -> np.ndarray:
     if not normals:
         return np.zeros((0, PERMUTATIONS), dtype=np.uint32)
     shingles = [_shingles(normal) for normal in normals]
-    hashes = MinHash.bulk(
-        shingles, num_perm=PERMUTATIONS, seed=1, hashfunc=xxhash.xxh32_intdigest
-    )
+    hashes = MinHash.bulk(shingles, num_perm=PERMUTATIONS, seed=1, hashfunc=xxhash.xxh32_intdigest)
     return np.stack([signature.hashvalues for signature in hashes]).astype(np.uint32)
 
 
@@ -58,9 +56,7 @@ def _shingles(normal: str) -> list[bytes]:
     return [b" ".join(words[start : start + SHINGLE]) for start in range(last)]
 
 
-def near_duplicates(
-    signature: np.ndarray, numbers: np.ndarray, threshold: float
-) -> dict[int, int]:
+def near_duplicates(signature: np.ndarray, numbers: np.ndarray, threshold: float) -> dict[int, int]:
     """Return the rows that nearly repeat an earlier row.
 
     In each band, rows that agree are compared with the first of them.

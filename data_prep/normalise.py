@@ -10,8 +10,14 @@ _DRESS = re.compile(
     r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[,;:!> ]|\\q?quad(?![a-zA-Z])"
     r"|\\displaystyle(?![a-zA-Z])|\\[()\[\]]|\$"
 )
-_SPELLINGS = {"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\leq": "\\le", "\\geq": "\\ge",
-              "\\neq": "\\ne", "\\cdotp": "\\cdot"}
+_SPELLINGS = {
+    "\\dfrac": "\\frac",
+    "\\tfrac": "\\frac",
+    "\\leq": "\\le",
+    "\\geq": "\\ge",
+    "\\neq": "\\ne",
+    "\\cdotp": "\\cdot",
+}
 _SPELLING = re.compile("|".join(rf"{re.escape(word)}(?![a-zA-Z])" for word in _SPELLINGS))
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-"})
 _LOOSE_SPACE = re.compile(r"(?<=\W) | (?=\W)")

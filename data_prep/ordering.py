@@ -95,6 +95,7 @@ def _style(problem: Problem, phase: Phase, number: int, rng: random.Random) -> s
         raise UserError(
             f"data.phases, entry {number + 1}, styles",
             f"{', '.join(phase.styles)}: none is a style of problem {problem.id!r}",
-            f"at least one of {', '.join(problem.solutions)}", "mend the names of the styles",
+            f"at least one of {', '.join(problem.solutions)}",
+            "mend the names of the styles",
         )
     return rng.choices(names, [phase.styles[name] for name in names])[0]

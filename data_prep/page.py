@@ -45,31 +45,45 @@ def write_page(folder: Path, figures: Mapping[str, Any], tokenizer: Any) -> None
         tokenizer: The mixture's, for the rendered rows.
     """
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f} %"
     sources, findings = figures["sources"], figures["findings"]
     text = environment.get_template(TEMPLATE.name).render(
-        f=figures, colours=COLOURS, quantiles=QUANTILES, meanings=MEANINGS,
-        rows=_shares(sources, "rows"), tokens=_shares(sources, "tokens"),
+        f=figures,
+        colours=COLOURS,
+        quantiles=QUANTILES,
+        meanings=MEANINGS,
+        rows=_shares(sources, "rows"),
+        tokens=_shares(sources, "tokens"),
         lengths={
-            name: found for name, found in
-            [("all", figures["length"]), *((name, s["length"]) for name, s in sources.items())]
+            name: found
+            for name, found in [
+                ("all", figures["length"]),
+                *((name, s["length"]) for name, s in sources.items()),
+            ]
             if found
         },
         left_out=[
             (name, reason, count)
-            for name, source in sources.items() for reason, count in source["left_out"].items()
+            for name, source in sources.items()
+            for reason, count in source["left_out"].items()
         ],
         leaks=[
             (*which.split(", ", 1), count)
-            for which, count in findings["counts"].items() if ", " in which
+            for which, count in findings["counts"].items()
+            if ", " in which
         ],
         bad=[
-            finding for reason, found in findings["examples"].items()
-            if reason not in ("leaked", "flagged") for finding in found[:10]
+            finding
+            for reason, found in findings["examples"].items()
+            if reason not in ("leaked", "flagged")
+            for finding in found[:10]
         ],
         shown=[_rendered(*row, tokenizer) for row in _rows(Sequences(folder, "train"))],
     )
@@ -93,8 +107,9 @@ def _rows(data: Sequences) -> Iterator[tuple[str, int, Document]]:
         for (source, number), document in zip(data.origins(index), data[index], strict=True):
             if len(by_source[source]) < ROWS:
                 by_source[source].append((source, number, document))
-    turns = [found[turn] for turn in range(ROWS) for found in by_source.values()
-             if turn < len(found)]
+    turns = [
+        found[turn] for turn in range(ROWS) for found in by_source.values() if turn < len(found)
+    ]
     yield from turns[:ROWS]
 
 
@@ -112,6 +127,10 @@ def _rendered(source: str, number: int, document: Document, tokenizer: Any) -> d
         if room <= 0:
             break
     return {
-        "source": source, "number": number, "tokens": len(tokens),
-        "loss": int(document.mask.sum()), "spans": spans, "is_cut": room < 0,
+        "source": source,
+        "number": number,
+        "tokens": len(tokens),
+        "loss": int(document.mask.sum()),
+        "spans": spans,
+        "is_cut": room < 0,
     }

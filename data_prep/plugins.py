@@ -68,7 +68,8 @@ def _load_path(path: Path, where: str) -> ModuleType:
         raise UserError(
             f"{path}, line {_line_in(error, path)}",
             f"this plug-in cannot be imported: {type(error).__name__}: {error}",
-            "a Python file that imports", "mend the file",
+            "a Python file that imports",
+            "mend the file",
         ) from error
     return module
 

@@ -83,7 +83,9 @@ def _whole(
     if formatter.spells_control(messages) or any(text[:1].isspace() for text in answers):
         return None
     whole = formatter.tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=True, return_dict=True,
+        [dict(message) for message in messages],
+        tokenize=True,
+        return_dict=True,
         return_assistant_tokens_mask=True,
     )
     if list(whole["input_ids"]) != ids:  # type: ignore[arg-type, call-overload]

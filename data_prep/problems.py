@@ -55,7 +55,8 @@ def read_sources(
                 judged.append(item)
             elif not isinstance(item, Rejected):
                 raise UserError(
-                    f"data.sources, kind {config.kind!r}", f"it gives {type(item).__name__} rows",
+                    f"data.sources, kind {config.kind!r}",
+                    f"it gives {type(item).__name__} rows",
                     "problems, preference pairs or labelled steps",
                     "use it in a mixture; see data_prep.mixture",
                 )
@@ -70,7 +71,8 @@ def read_sources(
             raise UserError(
                 problem.where or f"source {problem.source!r}",
                 f"id {problem.id!r} is taken by {other.where or other.source}",
-                "ids that are unique in a run", "name each file and source once in data.sources",
+                "ids that are unique in a run",
+                "name each file and source once in data.sources",
             )
     return problems, judged, {name: dict(sorted(c.items())) for name, c in rejected.items()}
 
@@ -92,7 +94,8 @@ def drop_duplicates(problems: Iterable[Problem]) -> tuple[list[Problem], dict[st
                 kept.setdefault(keys[index], index)
     dropped = Counter(
         f"{problem.split}, also in {problems[kept[keys[index]]].split}"
-        for index, problem in enumerate(problems) if kept[keys[index]] != index
+        for index, problem in enumerate(problems)
+        if kept[keys[index]] != index
     )
     return [problems[index] for index in sorted(kept.values())], dict(sorted(dropped.items()))
 
@@ -152,7 +155,8 @@ def _bad_gold(problem: Problem, text: str, verdict: Verdict) -> UserError:
         f"{verdict.outcome.value}{reason}"
     )
     return UserError(
-        problem.where or f"source {problem.source!r}, problem {problem.id!r}", found,
+        problem.where or f"source {problem.source!r}, problem {problem.id!r}",
+        found,
         "a gold that its own solution is judged correct against",
         'mend or remove the row, or set data.on_bad_gold = "skip" to leave such rows out, counted',
     )

@@ -179,9 +179,7 @@ def read_stretch(stretch: Stretch) -> Iterator[tuple[Place, bytes | Row]]:
     source = Path(stretch.kind).stem
     for number, raw in _raw(stretch):
         found = True
-        yield Place(
-            source, stretch.split, stretch.path, number + 1, stretch.before + number
-        ), raw
+        yield Place(source, stretch.split, stretch.path, number + 1, stretch.before + number), raw
     if not found and stretch.first == 0:
         yield Place(source, stretch.split, stretch.path, 0, stretch.before), b""
 
@@ -220,7 +218,8 @@ def _hub_paths(kind: str, split: Split) -> list[str]:
     hub, splits = getattr(module, "HUB", ""), getattr(module, "SPLITS", {})
     if split not in splits:
         raise UserError(
-            f"data.sources, kind {kind!r}, key {split!r}", "'hub' has no such split",
+            f"data.sources, kind {kind!r}, key {split!r}",
+            "'hub' has no such split",
             f"one of {', '.join(splits)}" if splits else "a source with a data set on the hub",
             "name one: hub:<id>[/<configuration>]:<split>, or a local file",
         )
@@ -239,16 +238,23 @@ def _table(path: str) -> Any:
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(path, f"not JSON: {error}", "a JSON array of rows",
-                            "mend the file; JSON lines belong into a .jsonl file") from None
+            raise UserError(
+                path,
+                f"not JSON: {error}",
+                "a JSON array of rows",
+                "mend the file; JSON lines belong into a .jsonl file",
+            ) from None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise UserError(path, f"a JSON {type(rows).__name__}",
-                            "a JSON array of objects", "check the file")
+            raise UserError(
+                path, f"a JSON {type(rows).__name__}", "a JSON array of objects", "check the file"
+            )
         return rows
     if file.suffix not in TABLES:
         raise UserError(
-            path, f"a file that ends in {file.suffix!r}",
-            f"one of {', '.join([*LINES, '.json', *TABLES])}", "convert or rename the file",
+            path,
+            f"a file that ends in {file.suffix!r}",
+            f"one of {', '.join([*LINES, '.json', *TABLES])}",
+            "convert or rename the file",
         )
     return _load(path, TABLES[file.suffix], None, "train", data_files=path)
 
@@ -275,7 +281,9 @@ def _load(path: str, identity: str, name: str | None, split: str, **more: Any) -
         # The cause tells more than datasets' own "an error occurred".
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
-            path, f"datasets cannot open it: {reason}", "a data set with this split",
+            path,
+            f"datasets cannot open it: {reason}",
+            "a data set with this split",
             "check id, configuration and split; without a network give this source a local file "
             '(train = "rows.parquet") or a downloaded folder (train = "hub:./folder:train")',
         ) from None

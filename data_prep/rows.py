@@ -69,7 +69,10 @@ def tokenise(formatter: Formatter, problems: Sequence[Problem]) -> TokenisedPair
 
 
 def write_sequences(
-    folder: Path, split: str, problems: Sequence[Problem], pairs: TokenisedPairs,
+    folder: Path,
+    split: str,
+    problems: Sequence[Problem],
+    pairs: TokenisedPairs,
     order: Sequence[int],
 ) -> None:
     """Write the pairs that `order` names, in its order, a row a sequence.

@@ -54,10 +54,18 @@ def input_hash(path: str | Path) -> str:
         return fingerprint(_content(path))
     partial = path.with_name(f"{path.name}.partial")
     if partial.is_dir():
-        raise UserError(str(path), "this stage was started and is not complete",
-                        "a complete stage", "run that stage again; it goes on where it stopped")
-    raise UserError(str(path), "no such file or stage folder", "an input of this stage",
-                    "run the stage that makes it first, or mend the path")
+        raise UserError(
+            str(path),
+            "this stage was started and is not complete",
+            "a complete stage",
+            "run that stage again; it goes on where it stopped",
+        )
+    raise UserError(
+        str(path),
+        "no such file or stage folder",
+        "an input of this stage",
+        "run the stage that makes it first, or mend the path",
+    )
 
 
 def _content(folder: Path, scratch: tuple[str, ...] = ()) -> dict[str, str]:
@@ -106,8 +114,12 @@ def _lock(path: Path) -> None:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise UserError(str(path.parent), f"this stage is running in process {holder}",
-                        "one process a stage", "wait for it, or stop it") from None
+        raise UserError(
+            str(path.parent),
+            f"this stage is running in process {holder}",
+            "one process a stage",
+            "wait for it, or stop it",
+        ) from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -240,7 +252,9 @@ def versions() -> dict[str, str]:
     root = Path(__file__).resolve().parent.parent
     commit = subprocess.run(  # noqa: S603 - fixed arguments
         ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],  # noqa: S607 - git of the user's PATH
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if commit.returncode == 0:
         found["commit"] = commit.stdout.strip()

@@ -44,8 +44,12 @@ class Selection:
 
 
 def select(
-    candidates: Candidates, names: list[str], asked: list[int], validation_rows: int,
-    threshold: float, seed: int,
+    candidates: Candidates,
+    names: list[str],
+    asked: list[int],
+    validation_rows: int,
+    threshold: float,
+    seed: int,
 ) -> Selection:
     """Choose the rows of a mixture.
 
@@ -77,8 +81,12 @@ def select(
     mixture = np.concatenate(chosen)
     held_out = _held_out(candidates, mixture, validation_rows, seed)
     return Selection(
-        train=mixture[~held_out], validation=mixture[held_out], available=available, asked=asked,
-        duplicates=dict(sorted(duplicates.items())), pairs=pairs,
+        train=mixture[~held_out],
+        validation=mixture[held_out],
+        available=available,
+        asked=asked,
+        duplicates=dict(sorted(duplicates.items())),
+        pairs=pairs,
     )
 
 
@@ -97,16 +105,18 @@ def _without_copies(
 
 
 def _count(
-    duplicates: Counter[str], how: str, candidates: Candidates, names: list[str], row: Any,
+    duplicates: Counter[str],
+    how: str,
+    candidates: Candidates,
+    names: list[str],
+    row: Any,
     kept: Any,
 ) -> None:
     one, other = names[candidates.source[row]], names[candidates.source[kept]]
     duplicates[f"{how}, {one}, also in {other}"] += 1
 
 
-def _held_out(
-    candidates: Candidates, mixture: np.ndarray, rows: int, seed: int
-) -> np.ndarray:
+def _held_out(candidates: Candidates, mixture: np.ndarray, rows: int, seed: int) -> np.ndarray:
     """Return which rows of the mixture are held out: whole problems, in a seeded order.
 
     A problem is all rows that share a question or an original question, directly or through

@@ -85,8 +85,14 @@ class TokenFiles:
 
 
 def write_shards(
-    folder: Path, split: str, documents: Sequence[Document], sequences: Sequence[Sequence[int]],
-    tokens: TokenSource, names: Sequence[str], size: int, workers: int,
+    folder: Path,
+    split: str,
+    documents: Sequence[Document],
+    sequences: Sequence[Sequence[int]],
+    tokens: TokenSource,
+    names: Sequence[str],
+    size: int,
+    workers: int,
 ) -> None:
     """Write the shards of a split that are not there yet.
 
@@ -109,9 +115,12 @@ def write_shards(
         if not path.is_file():
             write_shard(path, [[documents[row] for row in one] for one in chosen], tokens, names)
 
-    with ThreadPoolExecutor(workers) as pool, tqdm(
-        total=count, desc=f"write {split}", unit="shard", file=sys.stderr, disable=count < 2
-    ) as bar:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(
+            total=count, desc=f"write {split}", unit="shard", file=sys.stderr, disable=count < 2
+        ) as bar,
+    ):
         for _ in pool.map(write, range(count)):
             bar.update()
 

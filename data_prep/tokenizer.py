@@ -99,14 +99,17 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         tokenizer: Any = _class_of(path).from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"tokenizer {path!r}", str(error).strip().splitlines()[0],
+            f"tokenizer {path!r}",
+            str(error).strip().splitlines()[0],
             "a folder with tokenizer.json, or a hub id that can be reached",
             "check the path; without a network, download the model first and give its folder",
         ) from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"tokenizer {path!r}", f"{type(tokenizer).__name__} has no fast form",
-            "a tokenizer with a tokenizer.json", "convert it with transformers first",
+            f"tokenizer {path!r}",
+            f"{type(tokenizer).__name__} has no fast form",
+            "a tokenizer with a tokenizer.json",
+            "convert it with transformers first",
         )
     return tokenizer
 
@@ -156,30 +159,34 @@ def equip(tokenizer: PreTrainedTokenizerFast, profile: Profile, layout: str = ""
         raise UserError(
             "tokenizer.layout",
             f"{chosen.name!r} needs {', '.join(missing)}, not in the vocabulary",
-            f"a layout that fits: {', '.join(fitting)}", "name another layout, or leave it empty",
+            f"a layout that fits: {', '.join(fitting)}",
+            "name another layout, or leave it empty",
         )
     tokenizer.chat_template = chosen.render_template(profile.system)
     if chosen.end:
         # Generation has to stop where the layout ends a turn.
         tokenizer.eos_token = chosen.eos
     if tokenizer.eos_token is None:
-        raise UserError("tokenizer", "it has no end-of-sequence token", "an eos token",
-                        "set eos_token in its tokenizer_config.json")
+        raise UserError(
+            "tokenizer",
+            "it has no end-of-sequence token",
+            "an eos token",
+            "set eos_token in its tokenizer_config.json",
+        )
     return chosen.name
 
 
 def _fitting(tokenizer: PreTrainedTokenizerFast, profile: Profile) -> Layout:
     names = [profile.layout, "qwen25", "llama3", "plain"]
-    return next(
-        layout for layout in map(load_layout, names) if not _missing(tokenizer, layout)
-    )
+    return next(layout for layout in map(load_layout, names) if not _missing(tokenizer, layout))
 
 
 def control_tokens(tokenizer: Any) -> dict[int, str]:
     """Return every control token: those that are special, role markers included, by id."""
     return {
         number: token.content
-        for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special
     }
 
 
@@ -214,8 +221,12 @@ def model_path(table: Mapping[str, Any]) -> str:
 def tokenizer_files(path: str) -> dict[str, Path]:
     """Return the files that decide a local tokenizer, by name; none for a hub id."""
     folder = Path(path)
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-             "chat_template.jinja")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    )
     if not path or not folder.is_dir():
         return {}
     return {f"tokenizer/{name}": folder / name for name in names if (folder / name).is_file()}

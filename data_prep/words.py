@@ -70,15 +70,21 @@ def word_encoder(tokenizer: Tokenizer) -> WordEncoder | None:
     # NFC changes nothing in ASCII.
     is_plain = (table["normalizer"] or {"type": "NFC"}) == {"type": "NFC"}
     if (
-        not is_plain or model["type"] != "BPE" or model.get("dropout")
-        or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        not is_plain
+        or model["type"] != "BPE"
+        or model.get("dropout")
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
         or [step["type"] for step in steps] != ["Split", "ByteLevel"]
     ):
         return None
     split, spelling = steps
     if (
-        "Regex" not in split["pattern"] or split["behavior"] != "Isolated" or split["invert"]
-        or spelling["add_prefix_space"] or spelling["use_regex"]
+        "Regex" not in split["pattern"]
+        or split["behavior"] != "Isolated"
+        or split["invert"]
+        or spelling["add_prefix_space"]
+        or spelling["use_regex"]
     ):
         return None
     pattern = _for_ascii(split["pattern"]["Regex"])

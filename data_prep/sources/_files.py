@@ -44,14 +44,17 @@ class FilesConfig(SourceConfig):
     def paths(self) -> dict[Split, str]:
         """Return the file (or "hub…") of each split that has one."""
         given: dict[Split, str] = {
-            "train": self.train, "validation": self.validation, "test": self.test
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
         }
         return {split: path for split, path in given.items() if path}
 
     def files(self) -> dict[str, Path]:
         """Return the local files by split."""
         return {
-            str(split): Path(path) for split, path in self.paths().items()
+            str(split): Path(path)
+            for split, path in self.paths().items()
             if path != "hub" and not path.startswith("hub:")
         }
 

@@ -34,7 +34,11 @@ def convert(row: Row, place: Place) -> Problem:
     if not gold:
         raise BadGold(where, f"column {name!r} is empty", "a number", "mend or remove the row")
     return Problem(
-        id=place.id, question=column(row, "question", str, where).strip(), answer=gold,
-        source=place.source, split=place.split, level=str(column(row, "grade", int, where)),
+        id=place.id,
+        question=column(row, "question", str, where).strip(),
+        answer=gold,
+        source=place.source,
+        split=place.split,
+        level=str(column(row, "grade", int, where)),
         where=where,
     )

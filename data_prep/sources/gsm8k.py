@@ -42,8 +42,13 @@ def convert(row: Row, place: Place) -> Problem:
     question = column(row, "question", str, where).strip()
     gold, solution = split_answer(column(row, "answer", str, where), where)
     return Problem(
-        id=place.id, question=question, answer=gold, source=place.source, split=place.split,
-        solutions={"reference": f"{solution}\n{boxed(gold)}".lstrip()}, where=where,
+        id=place.id,
+        question=question,
+        answer=gold,
+        source=place.source,
+        split=place.split,
+        solutions={"reference": f"{solution}\n{boxed(gold)}".lstrip()},
+        where=where,
     )
 
 
@@ -56,7 +61,8 @@ def split_answer(answer: str, where: str) -> tuple[str, str]:
     marks = list(_GOLD.finditer(answer))
     if not marks or not marks[-1].group(1):
         raise BadGold(
-            where, f"no gold in column 'answer', which ends {answer[-40:]!r}",
+            where,
+            f"no gold in column 'answer', which ends {answer[-40:]!r}",
             "a last line '#### <number>'",
             'mend or remove the row, or set data.on_bad_gold = "skip"',
         )

@@ -45,16 +45,26 @@ def convert(row: Row, place: Place) -> Preference:
         raise Drop("empty_answer")
     if chosen[-1] == rejected[-1]:
         raise Drop("same_answer")
-    return Preference(id=place.id, prompt=tuple(prompt), chosen=chosen[-1][1],
-                      rejected=rejected[-1][1], source=place.source, split=place.split,
-                      where=where)
+    return Preference(
+        id=place.id,
+        prompt=tuple(prompt),
+        chosen=chosen[-1][1],
+        rejected=rejected[-1][1],
+        source=place.source,
+        split=place.split,
+        where=where,
+    )
 
 
 def _turns(text: str, name: str, where: str) -> list[tuple[str, str]]:
     marks = list(_TURN.finditer(text))
     if not marks or text[: marks[0].start()].strip():
-        raise UserError(where, f"column {name!r} starts {text[:40]!r}",
-                        "a blank line and 'Human: '", "mend or remove the row")
+        raise UserError(
+            where,
+            f"column {name!r} starts {text[:40]!r}",
+            "a blank line and 'Human: '",
+            "mend or remove the row",
+        )
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     return [
         (_ROLES[mark.group(1)], text[mark.end() : end].strip())

@@ -20,8 +20,13 @@ from data_prep.sources._files import FilesConfig, end_in_box, final_answer
 HUB = "EleutherAI/hendrycks_math"
 SPLITS = {"train": "train", "test": "test"}
 CONFIGURATIONS = (
-    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
-    "prealgebra", "precalculus",
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
 )
 
 
@@ -48,14 +53,20 @@ def convert(row: Row, place: Place) -> Problem:
     gold = final_answer(solution)
     if gold is None:
         raise BadGold(
-            where, f"no gold: column 'solution' has no full box, it ends {solution[-40:]!r}",
+            where,
+            f"no gold: column 'solution' has no full box, it ends {solution[-40:]!r}",
             r"a solution with the answer in \boxed{…}",
             'mend or remove the row, or set data.on_bad_gold = "skip"',
         )
     return Problem(
-        id=place.id, question=question, answer=gold, source=place.source, split=place.split,
+        id=place.id,
+        question=question,
+        answer=gold,
+        source=place.source,
+        split=place.split,
         solutions={"reference": end_in_box(solution, gold)},
         # MATH writes "Level 5", and "Level ?" where the level is not known.
         level=column(row, "level", str, where).removeprefix("Level ").strip("? "),
-        subject=column(row, "type", str, where), where=where,
+        subject=column(row, "type", str, where),
+        where=where,
     )

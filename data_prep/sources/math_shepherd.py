@@ -41,8 +41,9 @@ def convert(row: Row, place: Place) -> LabelledSteps:
         sign = label[position : position + 1]
         if sign not in ("+", "-") or label[position - len(piece) : position] != piece:
             raise UserError(
-                where, f"column 'label' has {label[position : position + 8]!r} at mark "
-                f"{len(labels) + 1}", "the text of 'input' with + or - at each mark",
+                where,
+                f"column 'label' has {label[position : position + 8]!r} at mark {len(labels) + 1}",
+                "the text of 'input' with + or - at each mark",
                 "mend or remove the row",
             )
         labels.append(1 if sign == "+" else -1)
@@ -54,6 +55,11 @@ def convert(row: Row, place: Place) -> LabelledSteps:
         raise Drop("question_not_separable")
     steps = [f"{mark}{first}".strip(), *(piece.strip() for piece in pieces[1:-1])]
     return LabelledSteps(
-        id=place.id, question=question.strip(), steps=tuple(steps), labels=tuple(labels),
-        source=place.source, split=place.split, where=where,
+        id=place.id,
+        question=question.strip(),
+        steps=tuple(steps),
+        labels=tuple(labels),
+        source=place.source,
+        split=place.split,
+        where=where,
     )

@@ -37,14 +37,20 @@ def convert(row: Row, place: Place) -> Problem:
     ending = _ENDING.search(response)
     if ending is None or not ending.group(1):
         raise BadGold(
-            where, f"no gold: column 'response' ends {response[-40:]!r}",
-            "a last line 'The answer is: …'", "mend or remove the row",
+            where,
+            f"no gold: column 'response' ends {response[-40:]!r}",
+            "a last line 'The answer is: …'",
+            "mend or remove the row",
         )
     gold = ending.group(1).strip("$ ")
     return Problem(
-        id=place.id, question=column(row, "query", str, where).strip(), answer=gold,
-        source=place.source, split=place.split,
+        id=place.id,
+        question=column(row, "query", str, where).strip(),
+        answer=gold,
+        source=place.source,
+        split=place.split,
         solutions={"reference": settle(response[: ending.start()].rstrip(), gold)},
-        subject=column(row, "type", str, where), where=where,
+        subject=column(row, "type", str, where),
+        where=where,
         group=column(row, "original_question", str, where).strip(),
     )

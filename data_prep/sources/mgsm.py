@@ -38,5 +38,11 @@ def convert(row: Row, place: Place) -> Problem:
     gold = str(column(row, name, (str, int, float), where)).replace(",", "").strip()
     if not gold:
         raise BadGold(where, f"column {name!r} is empty", "a number", "mend or remove the row")
-    return Problem(id=place.id, question=question.strip(), answer=gold.removesuffix(".0"),
-                   source=place.source, split=place.split, where=where)
+    return Problem(
+        id=place.id,
+        question=question.strip(),
+        answer=gold.removesuffix(".0"),
+        source=place.source,
+        split=place.split,
+        where=where,
+    )

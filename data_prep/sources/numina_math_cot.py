@@ -34,7 +34,12 @@ def convert(row: Row, place: Place) -> Problem:
     if gold is None:
         raise Drop("proof_without_answer")
     return Problem(
-        id=place.id, question=question, answer=gold, source=place.source, split=place.split,
+        id=place.id,
+        question=question,
+        answer=gold,
+        source=place.source,
+        split=place.split,
         solutions={"reference": settle(solution, gold)},
-        subject=column(row, "source", str, where), where=where,
+        subject=column(row, "source", str, where),
+        where=where,
     )

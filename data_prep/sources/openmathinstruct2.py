@@ -32,11 +32,17 @@ def convert(row: Row, place: Place) -> Problem:
     where = str(place)
     gold = column(row, "expected_answer", str, where).strip()
     if not gold:
-        raise BadGold(where, "column 'expected_answer' is empty", "an answer",
-                      "mend or remove the row")
+        raise BadGold(
+            where, "column 'expected_answer' is empty", "an answer", "mend or remove the row"
+        )
     solution = settle(column(row, "generated_solution", str, where).strip(), gold)
     return Problem(
-        id=place.id, question=column(row, "problem", str, where).strip(), answer=gold,
-        source=place.source, split=place.split, solutions={"reference": solution},
-        subject=column(row, "problem_source", str, where), where=where,
+        id=place.id,
+        question=column(row, "problem", str, where).strip(),
+        answer=gold,
+        source=place.source,
+        split=place.split,
+        solutions={"reference": solution},
+        subject=column(row, "problem_source", str, where),
+        where=where,
     )

@@ -45,8 +45,13 @@ def convert(row: Row, place: Place) -> Problem:
     if gold is None:
         raise Drop("no_final_answer")
     return Problem(
-        id=place.id, question=question, answer=gold, source=place.source, split=place.split,
-        solutions={"reference": settle(answer, gold)}, where=where,
+        id=place.id,
+        question=question,
+        answer=gold,
+        source=place.source,
+        split=place.split,
+        solutions={"reference": settle(answer, gold)},
+        where=where,
     )
 
 

@@ -45,9 +45,14 @@ def convert(row: Row, place: Place) -> LabelledSteps:
     if not steps:
         raise Drop("no_steps")
     return LabelledSteps(
-        id=place.id, question=column(question, "problem", str, where).strip(), steps=tuple(steps),
-        labels=tuple(labels), source=place.source, split=place.split,
-        answer=str(question.get("ground_truth_answer") or ""), where=where,
+        id=place.id,
+        question=column(question, "problem", str, where).strip(),
+        steps=tuple(steps),
+        labels=tuple(labels),
+        source=place.source,
+        split=place.split,
+        answer=str(question.get("ground_truth_answer") or ""),
+        where=where,
     )
 
 

@@ -39,5 +39,11 @@ def convert(row: Row, place: Place) -> Problem:
     if isinstance(found, list):
         found = found[0] if len(found) == 1 else ""
     gold = str(found).strip() if isinstance(found, str | int | float) else ""
-    return Problem(id=place.id, question=question, answer=gold, source=place.source,
-                   split=place.split, where=where)
+    return Problem(
+        id=place.id,
+        question=question,
+        answer=gold,
+        source=place.source,
+        split=place.split,
+        where=where,
+    )

@@ -35,7 +35,11 @@ def convert(row: Row, place: Place) -> Problem:
     if not gold:
         raise BadGold(where, "column 'Answer' is empty", "a number", "mend or remove the row")
     return Problem(
-        id=place.id, question=f"{body} {column(row, 'Question', str, where).strip()}".strip(),
-        answer=gold, source=place.source, split=place.split,
-        subject=column(row, "Type", str, where), where=where,
+        id=place.id,
+        question=f"{body} {column(row, 'Question', str, where).strip()}".strip(),
+        answer=gold,
+        source=place.source,
+        split=place.split,
+        subject=column(row, "Type", str, where),
+        where=where,
     )

@@ -52,8 +52,12 @@ def convert(row: Row, place: Place) -> Chat:
 
 def _turn(turn: Any, where: str) -> tuple[str, str]:
     if not isinstance(turn, dict):
-        raise UserError(where, f"a turn is {type(turn).__name__}",
-                        "an object with role and content", "mend the row")
+        raise UserError(
+            where,
+            f"a turn is {type(turn).__name__}",
+            "an object with role and content",
+            "mend the row",
+        )
     return column(turn, "role", str, where), column(turn, "content", str, where)
 
 
@@ -61,11 +65,16 @@ def _check_turns(turns: list[tuple[str, Any]], where: str) -> None:
     expected = "user"
     for number, (role, text) in enumerate(turns):
         if not isinstance(text, str):
-            raise UserError(where, f"turn {number + 1} is {type(text).__name__}", "text",
-                            "mend the row")
+            raise UserError(
+                where, f"turn {number + 1} is {type(text).__name__}", "text", "mend the row"
+            )
         if role == "system" and number == 0:
             continue
         if role != expected:
-            raise UserError(where, f"turn {number + 1} is {role!r}", repr(expected),
-                            "user and assistant take turns; mend the row")
+            raise UserError(
+                where,
+                f"turn {number + 1} is {role!r}",
+                repr(expected),
+                "user and assistant take turns; mend the row",
+            )
         expected = "assistant" if role == "user" else "user"

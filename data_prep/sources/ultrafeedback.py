@@ -45,8 +45,16 @@ def convert(row: Row, place: Place) -> Preference:
         raise Drop("same_answer")
     if not best or not worst:
         raise Drop("empty_answer")
-    return Preference(id=place.id, prompt=tuple(prompt), chosen=best, rejected=worst,
-                      source=place.source, split=place.split, margin=margin, where=where)
+    return Preference(
+        id=place.id,
+        prompt=tuple(prompt),
+        chosen=best,
+        rejected=worst,
+        source=place.source,
+        split=place.split,
+        margin=margin,
+        where=where,
+    )
 
 
 def _rated(row: Row, where: str) -> tuple[list[tuple[str, str]], str, str, float]:
@@ -82,8 +90,12 @@ def _binarized(row: Row, where: str) -> tuple[list[tuple[str, str]], str, str, f
             for turn in column(row, name, list, where)
         ]
         if not turns or turns[-1][0] != "assistant":
-            raise UserError(where, f"column {name!r} does not end with the assistant",
-                            "a conversation that does", "read the _prefs splits, not _gen")
+            raise UserError(
+                where,
+                f"column {name!r} does not end with the assistant",
+                "a conversation that does",
+                "read the _prefs splits, not _gen",
+            )
         both.append(turns)
     if both[0][:-1] != both[1][:-1]:
         raise Drop("prompts_differ")

@@ -9,8 +9,12 @@ from prompts import load_layout
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 TEXTS = [
-    "Mia has 12 pens. She gets 5 more.", "12+5=17\n\\boxed{17}", "user\nassistant\nsystem\n\n",
-    "Solve the problem step by step.", "User: Assistant: ", "名字 π ≤ 3.5%",
+    "Mia has 12 pens. She gets 5 more.",
+    "12+5=17\n\\boxed{17}",
+    "user\nassistant\nsystem\n\n",
+    "Solve the problem step by step.",
+    "User: Assistant: ",
+    "名字 π ≤ 3.5%",
 ] * 3
 
 
@@ -31,6 +35,7 @@ def make_tokenizer():
 @pytest.fixture
 def shared():
     """A file of the shared real data; skips where it is not there."""
+
     def find(name):
         if not (SHARED / name).is_file():
             pytest.skip(f"real data is absent: {SHARED / name}")
@@ -42,6 +47,7 @@ def shared():
 @pytest.fixture
 def write_lines(tmp_path):
     """Write rows (or raw bytes) as a JSON lines file; return its path."""
+
     def write(name, rows):
         path = tmp_path / name
         lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]

@@ -28,8 +28,10 @@ SMALL = {
     ],
 }
 GSM = [
-    {"question": f"Tom has {n} pens and buys {n}. How many?",
-     "answer": f"He has {n}+{n}=<<{n}+{n}={2 * n}>>{2 * n} pens.\n#### {2 * n:,}"}
+    {
+        "question": f"Tom has {n} pens and buys {n}. How many?",
+        "answer": f"He has {n}+{n}=<<{n}+{n}={2 * n}>>{2 * n} pens.\n#### {2 * n:,}",
+    }
     for n in range(600, 620)
 ]
 
@@ -46,7 +48,8 @@ def gsm(path, **changes):
 def digest(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
     }
 
 
@@ -61,25 +64,36 @@ def rows_of(folder, split="train"):
     formatter = load_formatter(load_tokenizer(str(folder / "tokenizer")), "embedded")
     styles = {
         (number, tuple(formatter.training_row(problem.question, text)[0])): style
-        for number, problem in enumerate(problems) for style, text in problem.solutions.items()
+        for number, problem in enumerate(problems)
+        for style, text in problem.solutions.items()
     }
     data = Sequences(folder, split)
     rows = []
     for index in range(len(data)):
         ((ids, mask),), ((source, number),) = data[index], data.origins(index)
-        rows.append({
-            "problem_id": problems[number].id, "source": source, "mask": mask.tolist(),
-            "input_ids": ids.tolist(), "style": styles[number, tuple(ids.tolist())],
-        })
+        rows.append(
+            {
+                "problem_id": problems[number].id,
+                "source": source,
+                "mask": mask.tolist(),
+                "input_ids": ids.tolist(),
+                "style": styles[number, tuple(ids.tolist())],
+            }
+        )
     return rows
 
 
 def test_the_stage_has_every_file(built):
     names = {path.name for path in built.iterdir()}
     assert names == {
-        "train.jsonl", "validation.jsonl", "test.jsonl", "tokenizer",
-        "train-00000-of-00001.arrow", "validation-00000-of-00001.arrow",
-        "statistics.json", "manifest.json",
+        "train.jsonl",
+        "validation.jsonl",
+        "test.jsonl",
+        "tokenizer",
+        "train-00000-of-00001.arrow",
+        "validation-00000-of-00001.arrow",
+        "statistics.json",
+        "manifest.json",
     }
     assert built.name == "data"
 
@@ -102,9 +116,12 @@ def test_masks_equal_the_templates_own(built):
     for row in rows_of(built)[::29]:
         problem = problems[row["problem_id"]]
         whole = tokenizer.apply_chat_template(
-            [{"role": "user", "content": problem.question},
-             {"role": "assistant", "content": problem.solutions[row["style"]]}],
-            return_dict=True, return_assistant_tokens_mask=True,
+            [
+                {"role": "user", "content": problem.question},
+                {"role": "assistant", "content": problem.solutions[row["style"]]},
+            ],
+            return_dict=True,
+            return_assistant_tokens_mask=True,
         )
         assert (row["input_ids"], row["mask"]) == (whole["input_ids"], whole["assistant_masks"])
 
@@ -192,7 +209,8 @@ def test_held_out_copies_win_over_train_copies(tmp_path, write_lines):
     assert len(list(read_problems(folder / "test.jsonl"))) == 3
     assert len(list(read_problems(folder / "train.jsonl"))) == 17
     assert read_json(folder / "statistics.json")["dropped"]["duplicates"] == {
-        "train, also in test": 3, "train, also in train": 1
+        "train, also in test": 3,
+        "train, also in train": 1,
     }
 
 
@@ -238,8 +256,12 @@ def test_a_broken_row_ends_the_build_or_is_counted(tmp_path, write_lines, name):
 
 
 def test_a_gold_that_its_solution_contradicts_ends_the_build(tmp_path, write_lines):
-    bad = {"problem": "What is 1+1?", "solution": "It is $\\boxed{2}$.", "level": "Level 1",
-           "type": "Algebra"}
+    bad = {
+        "problem": "What is 1+1?",
+        "solution": "It is $\\boxed{2}$.",
+        "level": "Level 1",
+        "type": "Algebra",
+    }
     path = write_lines("math.jsonl", [bad])
     own = tmp_path / "own.py"
     own.write_text(

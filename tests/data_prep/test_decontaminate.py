@@ -7,23 +7,33 @@ from data_prep.normalise import normalise
 
 COPIES = [
     ("Find $x+y+z.$", "What is the value of $x+y+z$?"),
-    ("Let $S$ be the set of all segments of length 2.", "Let $\\cal S$ be the set of all segments "
-     "of length $2$."),
-    ("What is the length of $\\overline{PQ}$ tangent to $C_1$ at $P$?",
-     "What is the length of $PQ$ tangent to $C_1$ at $P$?"),
-    ("Find the ordered pair $(a,b)$ with $x^2+ax+b=0$.", "What is the pair $(a,b)$ with "
-     "$x^{2} + ax + b = 0$?"),
+    (
+        "Let $S$ be the set of all segments of length 2.",
+        "Let $\\cal S$ be the set of all segments of length $2$.",
+    ),
+    (
+        "What is the length of $\\overline{PQ}$ tangent to $C_1$ at $P$?",
+        "What is the length of $PQ$ tangent to $C_1$ at $P$?",
+    ),
+    (
+        "Find the ordered pair $(a,b)$ with $x^2+ax+b=0$.",
+        "What is the pair $(a,b)$ with $x^{2} + ax + b = 0$?",
+    ),
 ]
 TWINS = [
     ("Compute $\\sin 30$ and add 4 to it.", "Compute $\\cos 30$ and add 4 to it."),
-    ("What is the minimum value of $x^2+y^2=14x+48y$?",
-     "What is the maximum value of $x^2+y^2=14x+48y$?"),
+    (
+        "What is the minimum value of $x^2+y^2=14x+48y$?",
+        "What is the maximum value of $x^2+y^2=14x+48y$?",
+    ),
     ("What is the sum of the factors of 315?", "What is the sum of the factors of 735?"),
     ("How many digits if none may be repeated?", "How many digits if any may be repeated?"),
     ("How many if a digit may be repeated?", "How many if a digit may not be repeated?"),
     ("Find the letter of the graph of $y=f(-x)$.", "Find the letter of the graph of $y=-f(x)$."),
-    ("Put 4 distinguishable balls into 2 indistinguishable boxes.",
-     "Put 4 indistinguishable balls into 2 distinguishable boxes."),
+    (
+        "Put 4 distinguishable balls into 2 indistinguishable boxes.",
+        "Put 4 indistinguishable balls into 2 distinguishable boxes.",
+    ),
     ("Let $x^8 - 98x^4 + 1 = p(x)q(x)$.", "Let $x^8 + 98x^4 + 1 = p(x)q(x)$."),
     ("Tom has six of the ten boxes.", "Tom has five of the ten boxes."),
 ]

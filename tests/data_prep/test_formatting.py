@@ -53,8 +53,12 @@ def spelled_out(layout, messages, generation_prompt=False):
             else:
                 out += [(0, f"\n\n{text}", 0), (1, "<|eot_id|>", 0)]
         if generation_prompt:
-            out += [(1, "<|start_header_id|>", 0), (0, "assistant", 0),
-                    (1, "<|end_header_id|>", 0), (0, "\n\n", 0)]
+            out += [
+                (1, "<|start_header_id|>", 0),
+                (0, "assistant", 0),
+                (1, "<|end_header_id|>", 0),
+                (0, "\n\n", 0),
+            ]
     return out
 
 
@@ -139,9 +143,13 @@ def test_a_text_never_becomes_a_control_token(make_tokenizer, layout):
         for token in formatter.prompt_ids("hello")
     )
     hostile = formatter.prompt_ids(ALL_MARKERS)
-    assert sum(
-        token in tokenizer.all_special_ids or token in formatter.end_token_ids for token in hostile
-    ) == count
+    assert (
+        sum(
+            token in tokenizer.all_special_ids or token in formatter.end_token_ids
+            for token in hostile
+        )
+        == count
+    )
     # The text is all there, spelled in ordinary tokens.
     assert ALL_MARKERS in tokenizer.decode(hostile)
 
@@ -164,7 +172,9 @@ def test_our_own_layout_is_in_the_order_of_the_document(make_tokenizer):
         f"<|bos|><|system|>{SYSTEM}<|end|><|user|>Q<|end|><|assistant|>A<|end|><|eos|>"
     )
     assert [tokenizer.decode([t]) for t, m in zip(ids, mask, strict=True) if m] == [
-        "A", "<|end|>", "<|eos|>"
+        "A",
+        "<|end|>",
+        "<|eos|>",
     ]
     assert ids.count(tokenizer.bos_token_id) == 1
 

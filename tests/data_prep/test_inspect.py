@@ -11,10 +11,15 @@ from data_prep.shards import Document, write_shards
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    config = validate(DataConfig, {
-        "profile": "embedded", "workers": 1,
-        "sources": [{"kind": "embedded", "train": 20, "validation": 5, "test": 5}],
-    }, "test")
+    config = validate(
+        DataConfig,
+        {
+            "profile": "embedded",
+            "workers": 1,
+            "sources": [{"kind": "embedded", "train": 20, "validation": 5, "test": 5}],
+        },
+        "test",
+    )
     return build(config, tmp_path_factory.mktemp("run"), 0)
 
 

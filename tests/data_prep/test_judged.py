@@ -14,13 +14,18 @@ from data_prep.schema import LabelledSteps, Preference
 from data_prep.tokenizer import load_tokenizer
 
 PAIRS = [
-    {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
-     "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: no<|end|>"},
+    {
+        "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+        "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: no<|end|>",
+    },
     {"chosen": "\n\nHuman: a\n\nAssistant: same", "rejected": "\n\nHuman: a\n\nAssistant: same"},
 ]
 STEPS = [
-    {"input": "What is 2+2? Step 1: 2+2=4. ки\nStep 2: So 5. The answer is: 5 ки",
-     "label": "What is 2+2? Step 1: 2+2=4. +\nStep 2: So 5. The answer is: 5 -", "task": "GSM8K"},
+    {
+        "input": "What is 2+2? Step 1: 2+2=4. ки\nStep 2: So 5. The answer is: 5 ки",
+        "label": "What is 2+2? Step 1: 2+2=4. +\nStep 2: So 5. The answer is: 5 -",
+        "task": "GSM8K",
+    },
 ]
 
 
@@ -31,12 +36,18 @@ def tokenizer(tmp_path, make_tokenizer):
 
 
 def config(tokenizer, pairs, steps, **changes):
-    return validate(DataConfig, {
-        "tokenizer": {"path": str(tokenizer)}, **changes, "sources": [
-            {"kind": "hh_rlhf", "train": str(pairs)},
-            {"kind": "math_shepherd", "train": str(steps)},
-        ],
-    }, "test")
+    return validate(
+        DataConfig,
+        {
+            "tokenizer": {"path": str(tokenizer)},
+            **changes,
+            "sources": [
+                {"kind": "hh_rlhf", "train": str(pairs)},
+                {"kind": "math_shepherd", "train": str(steps)},
+            ],
+        },
+        "test",
+    )
 
 
 def labelled(steps, labels, question="q", split="train"):
@@ -119,10 +130,14 @@ def test_held_out_rows_are_whole_prompts(tmp_path):
     moved = hold_out(items, 10, seed=3)
     for kind, count in ((Preference, 10), (LabelledSteps, 10)):
         own = [item for item in moved if isinstance(item, kind)]
-        held = {str(i.prompt if kind is Preference else i.question)
-                for i in own if i.split == "validation"}
-        rest = {str(i.prompt if kind is Preference else i.question)
-                for i in own if i.split == "train"}
+        held = {
+            str(i.prompt if kind is Preference else i.question)
+            for i in own
+            if i.split == "validation"
+        }
+        rest = {
+            str(i.prompt if kind is Preference else i.question) for i in own if i.split == "train"
+        }
         assert not held & rest
         # Prompts have 4 or 5 rows each, so 10 are two of five, or as near as whole prompts get.
         assert count - 2 <= sum(item.split == "validation" for item in own) <= count
@@ -131,8 +146,12 @@ def test_held_out_rows_are_whole_prompts(tmp_path):
 
 
 def test_a_prompt_of_the_validation_split_is_not_trained_on():
-    items = [preference("Same  prompt"), preference("other"), preference("same prompt", "test"),
-             labelled(["s"], [1], "same prompt")]
+    items = [
+        preference("Same  prompt"),
+        preference("other"),
+        preference("same prompt", "test"),
+        labelled(["s"], [1], "same prompt"),
+    ]
     kept, left_out = without_held_out_prompts(items)
     assert kept == items[1:]
     assert left_out == {"s": 1}
@@ -147,8 +166,11 @@ def test_long_bad_and_unlabelled_rows_are_counted_or_end_the_build(
         build(config(tokenizer, pairs, steps), tmp_path / "run", 0)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"s.jsonl, line 1: a row of \d+ tokens"):
-        build(config(tokenizer, pairs, steps, on_bad_row="skip", max_length=60,
-                     on_too_long="fail"), tmp_path / "run", 0)
+        build(
+            config(tokenizer, pairs, steps, on_bad_row="skip", max_length=60, on_too_long="fail"),
+            tmp_path / "run",
+            0,
+        )
     settings = config(tokenizer, pairs, steps, on_bad_row="skip", max_length=60)
     stage = build(settings, tmp_path / "run", 0)
     dropped = read_json(stage / "statistics.json")["dropped"]
@@ -174,10 +196,16 @@ def test_a_missing_or_old_file_is_named(tmp_path):
     ],
 )
 def test_real_files_come_out(tmp_path, tokenizer, shared, kind, table, name, rows):
-    settings = validate(DataConfig, {
-        "tokenizer": {"path": str(tokenizer)}, "max_length": 100000, "judged_validation_rows": 5,
-        "sources": [{"kind": kind, "train": str(shared(name))}],
-    }, "test")
+    settings = validate(
+        DataConfig,
+        {
+            "tokenizer": {"path": str(tokenizer)},
+            "max_length": 100000,
+            "judged_validation_rows": 5,
+            "sources": [{"kind": kind, "train": str(shared(name))}],
+        },
+        "test",
+    )
     figures = read_json(build(settings, tmp_path / "run", 0) / "statistics.json")
     found = figures[table]
     assert (found["train"]["rows"], found["validation"]["rows"]) == (rows - 5, 5)

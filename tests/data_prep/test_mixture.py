@@ -45,30 +45,52 @@ def raw_files(folder, rows=60):
     numina, meta, chats = [], [], []
     for _ in range(rows):
         question, work, gold = story(rng)
-        numina.append({"source": "cn_k12", "problem": question, "messages": [],
-                       "solution": f"{work} It is $\\boxed{{{gold}}}$."})
+        numina.append(
+            {
+                "source": "cn_k12",
+                "problem": question,
+                "messages": [],
+                "solution": f"{work} It is $\\boxed{{{gold}}}$.",
+            }
+        )
         question, work, gold = story(rng)
         for rewrite in range(3):
-            meta.append({
-                "type": "GSM_Rephrased", "original_question": question,
-                "query": f"{question} Say it in way {rewrite}{rewrite}.",
-                "response": f"{work} Way {rewrite}.\n#### {gold}\nThe answer is: {gold}",
-            })
+            meta.append(
+                {
+                    "type": "GSM_Rephrased",
+                    "original_question": question,
+                    "query": f"{question} Say it in way {rewrite}{rewrite}.",
+                    "response": f"{work} Way {rewrite}.\n#### {gold}\nThe answer is: {gold}",
+                }
+            )
         turns = [story(rng)[0], story(rng)[1], "And then?", story(rng)[1]]
-        chats.append({"prompt": "", "prompt_id": "x", "messages": [
-            {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)
-        ]})
+        chats.append(
+            {
+                "prompt": "",
+                "prompt_id": "x",
+                "messages": [
+                    {"role": ("user", "assistant")[i % 2], "content": text}
+                    for i, text in enumerate(turns)
+                ],
+            }
+        )
     numina += [
         {**numina[0], "problem": numina[0]["problem"].upper()},  # the same but for its dress
         {**numina[1], "solution": "As was to be shown."},
     ]
     meta.append({**meta[0], "response": f"\\boxed{{1}}\n{meta[0]['response']}"})
-    chats.append({"prompt": "", "prompt_id": "x", "messages": [
-        {"role": "user", "content": "Talk a lot."},
-        {"role": "assistant", "content": "Well."},
-        {"role": "user", "content": "More."},
-        {"role": "assistant", "content": "and on and on " * 150},
-    ]})
+    chats.append(
+        {
+            "prompt": "",
+            "prompt_id": "x",
+            "messages": [
+                {"role": "user", "content": "Talk a lot."},
+                {"role": "assistant", "content": "Well."},
+                {"role": "user", "content": "More."},
+                {"role": "assistant", "content": "and on and on " * 150},
+            ],
+        }
+    )
     paths = {}
     for name, table in (("numina_math_cot", numina), ("metamathqa", meta), ("ultrachat", chats)):
         paths[name] = folder / f"{name}.jsonl"
@@ -83,11 +105,17 @@ def files(tmp_path_factory):
 
 def table(files, **changes):
     return {
-        "max_length": 256, "validation_rows": 20, "chunk_rows": 32, "shard_sequences": 16,
-        "workers": 1, "tokenizer": {"vocab_size": 400},
+        "max_length": 256,
+        "validation_rows": 20,
+        "chunk_rows": 32,
+        "shard_sequences": 16,
+        "workers": 1,
+        "tokenizer": {"vocab_size": 400},
         "sources": [
-            {"source": {"kind": "numina_math_cot", "train": str(files["numina_math_cot"])},
-             "count": 50},
+            {
+                "source": {"kind": "numina_math_cot", "train": str(files["numina_math_cot"])},
+                "count": 50,
+            },
             {"source": {"kind": "metamathqa", "train": str(files["metamathqa"])}, "count": 120},
             {"source": {"kind": "ultrachat", "train": str(files["ultrachat"])}, "count": 70},
         ],
@@ -102,7 +130,8 @@ def build(files, run, seed=1, **changes):
 def digest(folder):
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in VOLATILE
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in VOLATILE
     }
 
 
@@ -127,7 +156,8 @@ def test_counts_are_exact_or_what_is_missing_is_said(figures):
 
 def test_what_is_left_out_is_counted_by_reason(figures):
     assert figures["sources"]["numina_math_cot"]["left_out"] == {
-        "exact duplicate": 1, "proof_without_answer": 1
+        "exact duplicate": 1,
+        "proof_without_answer": 1,
     }
     assert figures["sources"]["metamathqa"]["left_out"] == {"answer_contradicts_box": 1}
     assert figures["duplicates"] == {"exact, numina_math_cot, also in numina_math_cot": 1}
@@ -240,8 +270,11 @@ def test_long_conversations_can_be_shortened_by_turns(files, tmp_path):
     assert source["rows"] == 61
     assert source["left_out"] == {"shortened (kept)": 1}
     tokenizer = load_tokenizer(str(stage / "tokenizer"))
-    texts = [tokenizer.decode(ids) for split in ("train", "validation")
-             for ids, _, _ in documents(stage, split)]
+    texts = [
+        tokenizer.decode(ids)
+        for split in ("train", "validation")
+        for ids, _, _ in documents(stage, split)
+    ]
     (short,) = [text for text in texts if "Talk a lot." in text]
     assert short.endswith("<|assistant|>Well.<|end|><|eos|>")
 
@@ -260,9 +293,21 @@ def test_a_suites_question_without_a_gold_is_one_all_the_same(files, tmp_path):
     [
         ("gsm8k", "{broken\n", "line 1: not JSON"),
         ("questions", '{"answer": "1"}\n', "line 1"),
-        ("ultrachat", json.dumps({"prompt": "p", "prompt_id": "1", "messages": [
-            {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n",
-         "it gives Chat rows"),
+        (
+            "ultrachat",
+            json.dumps(
+                {
+                    "prompt": "p",
+                    "prompt_id": "1",
+                    "messages": [
+                        {"role": "user", "content": "a"},
+                        {"role": "assistant", "content": "b"},
+                    ],
+                }
+            )
+            + "\n",
+            "it gives Chat rows",
+        ),
     ],
 )
 def test_a_broken_suite_ends_the_build(files, tmp_path, kind, text, match):
@@ -277,9 +322,11 @@ def test_evaluation_questions_are_left_out(files, tmp_path):
     rows = [json.loads(line) for line in files["numina_math_cot"].read_text().splitlines()]
     exact, flagged = rows[3]["problem"], rows[4]["problem"].replace("How many now?", "How much?")
     suite = tmp_path / "suite.jsonl"
-    suite.write_text("".join(
-        json.dumps({"question": text, "answer": "#### 1"}) + "\n" for text in (exact, flagged)
-    ))
+    suite.write_text(
+        "".join(
+            json.dumps({"question": text, "answer": "#### 1"}) + "\n" for text in (exact, flagged)
+        )
+    )
     suites = [{"name": "mine", "source": {"kind": "gsm8k", "test": str(suite)}}]
     stage = build(files, tmp_path / "run", suites=suites)
     found = read_json(stage / "statistics.json")["findings"]
@@ -297,9 +344,7 @@ def test_two_builds_are_byte_identical_whatever_the_workers(built, files, tmp_pa
 
 
 @pytest.mark.parametrize("place", ["convert", "write"])
-def test_an_interrupted_build_goes_on_and_ends_the_same(
-    built, files, tmp_path, monkeypatch, place
-):
+def test_an_interrupted_build_goes_on_and_ends_the_same(built, files, tmp_path, monkeypatch, place):
     done = []
     inner = chunk.Converter.run if place == "convert" else shards.write_shard
 
@@ -330,12 +375,23 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(
 
 def test_a_killed_build_goes_on_and_ends_byte_identical(built, files, tmp_path):
     config = tmp_path / "run.toml"
-    config.write_text(tomli_w.dumps({
-        "seed": 1, "out": str(tmp_path / "run"), "mixture": table(files, chunk_rows=32, workers=2)
-    }))
+    config.write_text(
+        tomli_w.dumps(
+            {
+                "seed": 1,
+                "out": str(tmp_path / "run"),
+                "mixture": table(files, chunk_rows=32, workers=2),
+            }
+        )
+    )
     command = [sys.executable, "-m", "data_prep.mixture", "--config", str(config)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     chunks = tmp_path / "run" / "mixture.partial" / "chunks"
     deadline = time.monotonic() + 60
     while len(list(chunks.glob("*.json"))) < 3 and process.poll() is None:
@@ -390,8 +446,12 @@ def test_a_broken_configuration_is_named_and_leaves_nothing(files, tmp_path, cha
 
 def test_rows_that_do_not_train_are_refused(tmp_path, files):
     path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"chosen": "\n\nHuman: a\n\nAssistant: b",
-                                "rejected": "\n\nHuman: a\n\nAssistant: c"}) + "\n")
+    path.write_text(
+        json.dumps(
+            {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
+        )
+        + "\n"
+    )
     sources = [{"source": {"kind": "hh_rlhf", "train": str(path)}}]
     with pytest.raises(UserError, match="a Preference row without a solution"):
         build(files, tmp_path / "run", sources=sources)
@@ -399,8 +459,17 @@ def test_rows_that_do_not_train_are_refused(tmp_path, files):
 
 def test_the_report_shows_what_was_asked_for(built):
     page = (built / "report.html").read_text()
-    for words in ("Source composition", "numina_math_cot", "proof_without_answer", "too_long",
-                  'class="loss"', 'class="loss control"', "<svg", "implied weight", "Ten rows"):
+    for words in (
+        "Source composition",
+        "numina_math_cot",
+        "proof_without_answer",
+        "too_long",
+        'class="loss"',
+        'class="loss control"',
+        "<svg",
+        "implied weight",
+        "Ten rows",
+    ):
         assert words in page
     assert "<script" not in page
     assert page.count('<figure class="row">') == 10
@@ -413,12 +482,26 @@ def test_the_report_shows_what_was_asked_for(built):
 def test_what_rows_say_is_text_on_the_page(files, tmp_path):
     path = tmp_path / "evil.jsonl"
     text = "<script>alert(1)</script> & <b>"
-    path.write_text("".join(json.dumps({"prompt_id": str(n), "prompt": "p", "messages": [
-        {"role": "user", "content": f"{n} {text}"}, {"role": "assistant", "content": text},
-    ]}) + "\n" for n in range(3)))
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "prompt_id": str(n),
+                    "prompt": "p",
+                    "messages": [
+                        {"role": "user", "content": f"{n} {text}"},
+                        {"role": "assistant", "content": text},
+                    ],
+                }
+            )
+            + "\n"
+            for n in range(3)
+        )
+    )
     sources = [{"source": {"kind": "ultrachat", "train": str(path)}}]
-    page = (build(files, tmp_path / "run", sources=sources, validation_rows=0)
-            / "report.html").read_text()
+    page = (
+        build(files, tmp_path / "run", sources=sources, validation_rows=0) / "report.html"
+    ).read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;") == 6
 

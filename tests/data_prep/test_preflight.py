@@ -23,8 +23,11 @@ def tokenizer(make_tokenizer):
 def test_the_shipped_templates_pass(make_tokenizer):
     for layout in ("markers", "chatml", "qwen25", "llama3"):
         template = load_layout(layout).render_template("Solve the problem.")
-        for messages in (MESSAGES, MESSAGES * 3,
-                         [{"role": "system", "content": "Be brief."}, *MESSAGES]):
+        for messages in (
+            MESSAGES,
+            MESSAGES * 3,
+            [{"role": "system", "content": "Be brief."}, *MESSAGES],
+        ):
             checked(make_tokenizer(layout), template, messages)
 
 
@@ -37,24 +40,29 @@ BROKEN = {
     "no loss at all": (
         changed("{{- message['content'] + '<|end|>' -}}", "").replace(
             "{%- if loop.last -%}{{- '<|eos|>' -}}{%- endif -%}", ""
-        ), "no token carries loss",
+        ),
+        "no token carries loss",
     ),
     "the end outside the markers": (
-        changed("{{- message['content'] + '<|end|>' -}}", "{{- message['content'] -}}").replace(
-            "{%- if loop.last -%}{{- '<|eos|>' -}}{%- endif -%}", ""
-        ).replace("{%- endgeneration -%}", "{%- endgeneration -%}{{- '<|end|>' -}}"),
+        changed("{{- message['content'] + '<|end|>' -}}", "{{- message['content'] -}}")
+        .replace("{%- if loop.last -%}{{- '<|eos|>' -}}{%- endif -%}", "")
+        .replace("{%- endgeneration -%}", "{%- endgeneration -%}{{- '<|end|>' -}}"),
         "does not cover the end of a turn",
     ),
     "bos twice": (changed("'<|bos|><|system|>'", "'<|bos|><|bos|><|system|>'"), "2 bos tokens"),
     "no bos": (changed("'<|bos|><|system|>'", "'<|system|>'"), "0 bos tokens"),
     "another generation prompt": (
-        changed("{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}",
-                "{%- if add_generation_prompt -%}{{- '<|assistant|><|user|>' -}}"),
+        changed(
+            "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}",
+            "{%- if add_generation_prompt -%}{{- '<|assistant|><|user|>' -}}",
+        ),
         "does not start with the tokens that generation is prompted with",
     ),
     "the header inside the markers": (
-        changed("{{- '<|assistant|>' -}}\n        {%- generation -%}",
-                "{%- generation -%}{{- '<|assistant|>' -}}"),
+        changed(
+            "{{- '<|assistant|>' -}}\n        {%- generation -%}",
+            "{%- generation -%}{{- '<|assistant|>' -}}",
+        ),
         "a token of the prompt carries loss",
     ),
 }

@@ -55,7 +55,8 @@ def test_hub_stands_for_the_sources_own_data_set(tables, monkeypatch):
     assert len(list(items(source("hub:someone/mirror:extra")))) == 7
     list(items(source("hub", "ultrachat")))
     assert asked == [
-        ("openai/gsm8k", "main", "train"), ("someone/mirror", None, "extra"),
+        ("openai/gsm8k", "main", "train"),
+        ("someone/mirror", None, "extra"),
         ("HuggingFaceH4/ultrachat_200k", None, "train_sft"),
     ]
 
@@ -85,8 +86,10 @@ def test_a_data_set_in_pieces_is_read_whole_with_ids_of_its_own(monkeypatch):
 
     def load(identity, name=None, split=None, **more):
         asked.append((identity, name, split))
-        rows = [{"problem": f"{name} {n}", "solution": r"\boxed{1}", "level": "", "type": ""}
-                for n in range(2)]
+        rows = [
+            {"problem": f"{name} {n}", "solution": r"\boxed{1}", "level": "", "type": ""}
+            for n in range(2)
+        ]
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -94,13 +97,13 @@ def test_a_data_set_in_pieces_is_read_whole_with_ids_of_its_own(monkeypatch):
     settings = validate(Ingredient, {"source": {"kind": "math", "test": "hub"}}, "test").source
     found = list(items(settings))
     assert [problem.question for problem in found[:3]] == [
-        "algebra 0", "algebra 1", "counting_and_probability 0"
+        "algebra 0",
+        "algebra 1",
+        "counting_and_probability 0",
     ]
     assert asked[0] == ("EleutherAI/hendrycks_math", "algebra", "test")
     assert len(found) == len({problem.id for problem in found}) == 14
-    assert found[2].where == (
-        "hub:EleutherAI/hendrycks_math/counting_and_probability:test, row 1"
-    )
+    assert found[2].where == ("hub:EleutherAI/hendrycks_math/counting_and_probability:test, row 1")
     parts = [p for part in stretches(settings, 1) for p, _ in read_stretch(part)]
     assert [place.number for place in parts] == list(range(14))
     _table.cache_clear()
@@ -110,9 +113,7 @@ def test_a_data_set_in_pieces_is_read_whole_with_ids_of_its_own(monkeypatch):
     ("kind", "expected"), [("metamathqa", "one of train"), ("ultrafeedback", "one of train, test")]
 )
 def test_a_split_that_the_hub_does_not_have_is_named(kind, expected):
-    settings = validate(
-        Ingredient, {"source": {"kind": kind, "validation": "hub"}}, "test"
-    ).source
+    settings = validate(Ingredient, {"source": {"kind": kind, "validation": "hub"}}, "test").source
     with pytest.raises(UserError, match="no such split") as caught:
         list(items(settings))
     assert expected in str(caught.value)
@@ -122,7 +123,8 @@ def test_an_empty_file_is_one_bad_row(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n\n")
     for rows in (0, 3):
         found = [
-            raw for part in stretches(source(tmp_path / "rows.jsonl"), rows)
+            raw
+            for part in stretches(source(tmp_path / "rows.jsonl"), rows)
             for raw in read_stretch(part)
         ]
         assert len(found) == 1

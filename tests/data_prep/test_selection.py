@@ -11,11 +11,17 @@ def candidates(rows):
     n = len(rows)
     rng = np.random.default_rng(0)
     return Candidates(
-        source=source.astype(np.int32), chunk=source.astype(np.int32),
-        row=np.arange(n, dtype=np.int32), number=np.arange(n), rank=rank.astype(np.uint64),
-        text_key=text.astype(np.uint64), question_key=question.astype(np.uint64),
-        group_key=group.astype(np.uint64), numbers_key=np.arange(n, dtype=np.uint64),
-        length=np.full(n, 10, dtype=np.int32), assistant=np.full(n, 4, dtype=np.int32),
+        source=source.astype(np.int32),
+        chunk=source.astype(np.int32),
+        row=np.arange(n, dtype=np.int32),
+        number=np.arange(n),
+        rank=rank.astype(np.uint64),
+        text_key=text.astype(np.uint64),
+        question_key=question.astype(np.uint64),
+        group_key=group.astype(np.uint64),
+        numbers_key=np.arange(n, dtype=np.uint64),
+        length=np.full(n, 10, dtype=np.int32),
+        assistant=np.full(n, 4, dtype=np.int32),
         signature=rng.integers(0, 2**32, (n, 60), dtype=np.uint32),
     )
 
@@ -54,8 +60,14 @@ def test_near_duplicates_lose_to_the_earlier_row_unless_their_numbers_differ():
 @pytest.mark.parametrize("wanted", [1, 4, 7])
 def test_whole_problems_are_held_out_and_the_number_is_exact(seed, wanted):
     # Rows 0-3 are one problem through a chain of keys, 4-5 another, the rest alone.
-    rows = [(0, 0, 0, 100, 100), (0, 1, 1, 101, 100), (0, 2, 2, 102, 101), (0, 3, 3, 103, 102),
-            (0, 4, 4, 200, 200), (0, 5, 5, 200, 200)]
+    rows = [
+        (0, 0, 0, 100, 100),
+        (0, 1, 1, 101, 100),
+        (0, 2, 2, 102, 101),
+        (0, 3, 3, 103, 102),
+        (0, 4, 4, 200, 200),
+        (0, 5, 5, 200, 200),
+    ]
     rows += [(0, n, n, 300 + n, 300 + n) for n in range(6, 20)]
     selection = select(candidates(rows), ["a"], [0], wanted, 0.85, seed)
     held_out = set(selection.validation.tolist())

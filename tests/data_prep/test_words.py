@@ -6,7 +6,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from data_prep.words import word_encoder
 
 TEXTS = [
-    "Mia has 12 pens, it's 3.5%.\n\n  So x_1 = \\frac{1}{2}!", "'LL 've\tdon't  stop \r\n", "a"
+    "Mia has 12 pens, it's 3.5%.\n\n  So x_1 = \\frac{1}{2}!",
+    "'LL 've\tdon't  stop \r\n",
+    "a",
 ] * 4
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -18,14 +20,21 @@ PATTERNS = {"qwen2.5": WORDS, "llama3": WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|
 def made(pattern=WORDS, normalizer=None, byte_level=None, extra=()):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-        byte_level or pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|end|>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    ))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            byte_level or pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=["<|end|>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     tokenizer.add_tokens([AddedToken(text, special=False) for text in extra])
     tokenizer.encode_special_tokens = True
     return tokenizer
