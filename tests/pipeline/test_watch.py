@@ -14,8 +14,10 @@ from data_prep.build import build
 from data_prep.config import validate
 from data_prep.errors import UserError
 from data_prep.jsonl import read_rows
+from data_prep.plugins import load_plugin, plugin_names
 from pipeline import rollout as rollout_module
 from pipeline.config import RunConfig, TrainConfig
+from pipeline.methods import create_method
 from pipeline.methods.grpo import Grpo
 from pipeline.reward import RewardMaker
 from pipeline.train import train
@@ -33,6 +35,7 @@ ONLINE = {
     "cispo": {},
     "dapo": {"refill": 1},
     "ppo": {"beta": 0.05},
+    "grft": {},
 }
 
 
@@ -67,8 +70,8 @@ def weights(folder: Path) -> bytes:
 
 
 def all_judged(monkeypatch, outcome: Outcome) -> None:
-    def judge(self, indices, groups):
-        return [Verdict(outcome, rule="test") for g in groups for _ in g.completions]
+    def judge(self, problems, sequences):
+        return [Verdict(outcome, rule="test") for _ in sequences]
 
     monkeypatch.setattr(rollout_module.Rollouts, "_judge", judge)
 
@@ -107,6 +110,15 @@ def test_every_step_writes_what_a_reader_needs(run):
     assert {"length_correct", "length_incorrect"} <= {key for row in taken for key in row}
     timing = [row for _, row in read_rows(folder / "timing.jsonl")]
     assert all(row["tokens_per_s"] > 0 for row in timing)
+
+
+def test_every_method_that_samples_is_among_them():
+    created = [create_method(plugin_config_of(n)) for n in plugin_names("pipeline.methods")]
+    assert {m.config.kind for m in created if m.source == "policy"} == set(ONLINE)
+
+
+def plugin_config_of(name: str):
+    return load_plugin("pipeline.methods", name).Config(kind=name)
 
 
 @pytest.mark.parametrize("name", ONLINE)
