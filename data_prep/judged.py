@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from data_prep.errors import UserError
 from data_prep.formatting import Formatter, Message
 from data_prep.normalise import normalise
+from data_prep.preflight import ROWS, preflight
+from data_prep.rows import messages_of
 from data_prep.schema import JUDGED_VERSION, LabelledSteps, Preference
 
 # What stands between two steps in the text that a model reads, as it does between the
@@ -70,9 +72,11 @@ def tokenise_judged(
         on_too_long: "drop" leaves longer rows out, counted; "fail" ends.
 
     Raises:
-        UserError: The template puts something between the prompt and an answer, or a row is too
-            long under "fail".
+        UserError: A first row fails preflight, the template puts something between the prompt
+            and an answer, or a row is too long under "fail".
     """
+    first = [_conversation(item) for item in items[:ROWS]]
+    preflight(formatter, first, formatter.conversations(first))
     tables: Tables = {}
     left_out: dict[str, Counter[str]] = {}
     for item in items:
@@ -97,6 +101,14 @@ def tokenise_judged(
             continue
         left_out.setdefault(item.source, Counter())[reason] += 1
     return tables, {name: dict(sorted(counts.items())) for name, counts in left_out.items()}
+
+
+def _conversation(item: Judged) -> list[Message]:
+    """Return the conversation that ends in the better answer, or in the whole solution."""
+    if isinstance(item, Preference):
+        prompt = [{"role": role, "content": text} for role, text in item.prompt]
+        return [*prompt, {"role": "assistant", "content": item.chosen}]
+    return messages_of(item.question, STEP_BREAK.join(item.steps))
 
 
 def preference_row(formatter: Formatter, pair: Preference) -> dict[str, Any]:
@@ -124,11 +136,10 @@ def steps_row(formatter: Formatter, solution: LabelledSteps) -> dict[str, Any]:
     token is the one that holds its last character, which may hold (part of) the break after it.
     Steps that are neutral or were not judged have no label and no end; they are context.
     """
-    text = STEP_BREAK.join(solution.steps)
-    prompt = [{"role": "user", "content": solution.question}]
+    turn = _conversation(solution)
+    prompt, text = turn[:-1], turn[-1]["content"]
     prompt_ids = formatter.prompt(prompt)
     completion = _completion(formatter, prompt, prompt_ids, text, solution.where)
-    turn = [*prompt, {"role": "assistant", "content": text}]
     # The last piece that the assistant says; a layout may put a space before the content.
     said = [piece.text for piece in formatter.pieces(turn) if piece.is_generated]
     said = next((piece for piece in reversed(said) if text in piece), "")

@@ -210,3 +210,16 @@ def test_real_files_come_out(tmp_path, tokenizer, shared, kind, table, name, row
     found = figures[table]
     assert (found["train"]["rows"], found["validation"]["rows"]) == (rows - 5, 5)
     json.dumps(figures, allow_nan=False)
+
+
+def test_a_template_that_trains_the_wrong_thing_is_refused(tmp_path, tokenizer, write_lines):
+    made = load_tokenizer(str(tokenizer))
+    # Everything said is generated, the user's turns too.
+    made.chat_template = (
+        "{{ bos_token }}{% generation %}{% for m in messages %}{{ m['content'] }}"
+        "{{ eos_token }}{% endfor %}{% endgeneration %}"
+    )
+    made.save_pretrained(tokenizer)
+    pairs, steps = write_lines("p.jsonl", PAIRS), write_lines("s.jsonl", STEPS)
+    with pytest.raises(UserError, match="preflight, row 0"):
+        build(config(tokenizer, pairs, steps), tmp_path / "run", 0)
