@@ -1,14 +1,14 @@
 """Keys and values of running samples: those of a prompt once a group, the rest once a sample.
 
-A *block* is the prompt of one group, a *row* one sample; a row knows its block and its lane
-(its place among the n samples of the block). Rows are kept dense: the running ones are always
-the first, so that every step works on views. Everything is allocated once and grows by doubling.
+A *block* is the prompt of one group, a *row* one sample; a row has a block and in it a lane. Rows
+are kept dense: the running ones are always the first, so that every step works on views, and
+fill the first lanes of their block. Everything is allocated once and grows by doubling.
 
     prompt      [layers, 2, blocks, kv heads, prompt positions, head dim]
     completion  [layers, 2, rows, kv heads, completion positions, head dim]
 
 Attention of a decode step is over the block's prompt and the row's own completion. The queries
-of a block's n lanes meet the prompt in one matrix product; its result joins the softmax over
+of a block's lanes meet the prompt in one matrix product; its result joins the softmax over
 the completion as one more key, whose score is the log-sum-exp of the prompt's scores:
 
     o = w_0 · o_prompt + Σ_s w_s v_s,    w = softmax(lse_prompt, q·k_1/√D, …)
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,6 +80,7 @@ class Cache:
         kv_heads: Key-value heads.
         head_dim: Size of one head.
         lanes: Samples a group (n).
+        fewest_lanes: Lanes that a step has at least, where there are as many.
         rows: Samples that run side by side.
         blocks: Prompts that run side by side.
         dtype: Of keys and values.
@@ -92,13 +94,15 @@ class Cache:
         kv_heads: int,
         head_dim: int,
         lanes: int,
+        fewest_lanes: int,
         rows: int,
         blocks: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         """Allocate for short prompts and completions."""
-        self.lanes, self.kv_heads = lanes, kv_heads
+        self.lanes, self.fewest_lanes, self.kv_heads = lanes, fewest_lanes, kv_heads
+        self._moved = False
         self.shape = (layers, 2, kv_heads, head_dim)
         self.store, self.dtype, self.device = store, dtype, device
         self.rows_capacity, self.blocks_capacity = rows, blocks
@@ -110,12 +114,12 @@ class Cache:
         self.blocks = 0
         self.lengths: list[int] = []
         self.block_of: list[int] = []
-        self.lane_of: list[int] = []
-        # What a step looks at: so many blocks, and so many positions of prompts and completions.
-        # Never less than there is; CUDA graphs round them up.
+        # What a step looks at: so many blocks with so many lanes, and so many positions of prompts
+        # and completions. Never less than there is; CUDA graphs round them up.
         self.step_blocks = self.growths = 0
+        self.step_lanes = lanes
         self.prompt_width = self.completion_width = ROUND
-        # Where rows stand among (block, head, lane) places, and which row stands at a place.
+        # Which (block, head, lane) place a row's head has, and which row's head is at a place.
         self.place = torch.zeros(rows * kv_heads, dtype=torch.int64, device=device)
         self.occupant = torch.zeros(blocks * kv_heads * lanes, dtype=torch.int64, device=device)
         self._set_base()
@@ -155,6 +159,8 @@ class Cache:
         """
         positions = graphs.POSITIONS if coarse else ROUND
         self._reserve(tokens)
+        if self._moved:
+            self._set_places(coarse)
         self.step_blocks = self.blocks
         self.prompt_width = _multiple(max(self.lengths), positions)
         self.completion_width = _multiple(tokens + 1, positions)
@@ -164,6 +170,7 @@ class Cache:
             self.completion_width = min(self.completion_width, self.completion.shape[4])
         return (
             self.step_blocks,
+            self.step_lanes,
             self.prompt_width,
             self.completion_width,
             self.growths,
@@ -193,9 +200,8 @@ class Cache:
         self.completion_mask[self.rows : self.rows + count * self.lanes] = -torch.inf
         for block in range(first, first + count):
             self.block_of += [block] * self.lanes
-            self.lane_of += range(self.lanes)
         self.blocks += count
-        self._set_places()
+        self._moved = True
 
     def keep(self, order: list[int]) -> None:
         """Let the rows at `order`'s indices stay, in this order; free blocks without rows.
@@ -210,7 +216,6 @@ class Cache:
             self.completion[:, :, new, :, :width] = self.completion[:, :, old, :, :width]
             self.completion_mask[new] = self.completion_mask[old]
         self.block_of = [self.block_of[row] for row in order]
-        self.lane_of = [self.lane_of[row] for row in order]
         used = set(self.block_of)
         if len(used) < self.blocks:
             holes = [block for block in range(len(used)) if block not in used]
@@ -226,7 +231,7 @@ class Cache:
                     self.lengths[hole] = self.lengths[block]
             self.blocks = len(used)
             del self.lengths[self.blocks :]
-        self._set_places()
+        self._moved = True
 
     def _reserve(self, tokens: int) -> None:
         """Make room for completions of so many tokens."""
@@ -264,17 +269,23 @@ class Cache:
         keys = (row * heads + head) * positions
         self._base = torch.cat([keys, keys + rows * heads * positions], dim=1)
 
-    def _set_places(self) -> None:
-        """Write the two maps between dense rows and (block, head, lane) places."""
-        if not self.rows:
-            return
-        block, lane = torch.tensor(self.block_of), torch.tensor(self.lane_of)
-        head = torch.arange(self.kv_heads)
-        place = (block[:, None] * self.kv_heads + head) * self.lanes + lane[:, None]
-        place = place.view(-1)
-        # A place whose row has left computes with row 0, and nobody reads the result.
-        occupant = torch.zeros(len(self.occupant), dtype=torch.int64)
-        occupant[place] = torch.arange(len(place))
-        self.place[: len(place)] = place.to(self.device)
+    def _set_places(self, coarse: bool) -> None:
+        """Give every row a lane, and write the maps between rows and (block, head, lane)."""
+        self._moved = False
+        block, heads = np.array(self.block_of), self.kv_heads
+        order = np.argsort(block, kind="stable")
+        counts = np.bincount(block)
+        lane = np.empty_like(block)
+        lane[order] = np.arange(len(block)) - (np.cumsum(counts) - counts)[block[order]]
+        self.step_lanes = self.lanes
+        if not coarse:
+            self.step_lanes = min(self.lanes, max(self.fewest_lanes, int(counts.max())))
+        place = (
+            (block[:, None] * heads + np.arange(heads)) * self.step_lanes + lane[:, None]
+        ).ravel()
+        # A place without a row computes with row 0, and nobody reads the result.
+        occupant = np.zeros(len(self.occupant), dtype=np.int64)
+        occupant[place] = np.arange(len(place))
+        self.place[: len(place)] = torch.from_numpy(place).to(self.device)
         self.place[len(place) :] = 0
-        self.occupant.copy_(occupant)
+        self.occupant.copy_(torch.from_numpy(occupant))

@@ -282,7 +282,7 @@ class Decoder:
             cache: Of all rows.
         """
         batch, kv_heads, size = len(tokens), self.kv_heads, self.head_dim
-        repeats, blocks, lanes = self.heads // kv_heads, cache.step_blocks, cache.lanes
+        repeats, blocks, lanes = self.heads // kv_heads, cache.step_blocks, cache.step_lanes
         width, span = cache.prompt_width, cache.completion_width
         rotation = self.rotations[positions][:, None]
         destinations = cache.destinations(columns)
@@ -377,6 +377,8 @@ class Session:
             decoder.kv_heads,
             decoder.head_dim,
             lanes,
+            # Products of fewer than four queries take other paths, which round differently.
+            -(-4 * decoder.kv_heads // decoder.heads),
             rows,
             blocks,
             decoder.dtype,

@@ -233,7 +233,7 @@ class _Batch:
         """Take ended rows out, once they are many enough to be worth the moving."""
         rows = self.rows
         gaps = len(rows) - rows.running
-        if gaps and (not rows.running or gaps >= len(rows) / 16):
+        if gaps and (not rows.running or gaps >= len(rows) / 8):
             self.session.keep(rows.leave())
 
 

@@ -123,7 +123,7 @@ def test_truncation_and_penalty_are_those_of_transformers():
 
 
 def test_the_cache_holds_a_prompt_once_and_keeps_rows_dense():
-    cache = Cache(Store(), 2, 1, 4, 3, 9, 4, torch.float32, torch.device("cpu"))
+    cache = Cache(Store(), 2, 1, 4, 3, 1, 9, 4, torch.float32, torch.device("cpu"))
     kept = torch.arange(2 * 2 * 3 * 20 * 4, dtype=torch.float32).view(2, 2, 3, 1, 20, 4)
     cache.add(kept, [20, 5, 7])
     assert cache.rows == 9
@@ -141,11 +141,17 @@ def test_the_cache_holds_a_prompt_once_and_keeps_rows_dense():
     assert torch.equal(cache.prompt[:, :, 0, :, :20], kept[:, :, 2])
     assert torch.equal(cache.prompt[:, :, 1, :, :20], kept[:, :, 1])
     assert cache.completion[1, 0, :4, 0, 1, 0].tolist() == [108.0, 107.0, 106.0, 103.0]
-    assert (cache.block_of, cache.lane_of) == ([0, 0, 0, 1], [2, 1, 0, 0])
-    place = cache.place[:4].tolist()
-    assert [cache.occupant[p].item() for p in place] == [0, 1, 2, 3]
+    cache.fit(1, coarse=False)
+    assert cache.block_of == [0, 0, 0, 1]
+    assert cache.place[:4].tolist() == [0, 1, 2, 3]
+    assert cache.occupant[:4].tolist() == [0, 1, 2, 3]
+    # Two rows of one lane each: steps have one lane.
+    cache.keep([0, 3])
+    cache.fit(1, coarse=False)
+    assert cache.step_lanes == 1
+    assert cache.place[:2].tolist() == [0, 1]
     # What is there survives growth.
     cache.fit(200, coarse=False)
     assert cache.completion.shape[4] > 200
-    assert cache.completion[1, 0, :4, 0, 1, 0].tolist() == [108.0, 107.0, 106.0, 103.0]
-    assert torch.isfinite(cache.completion_mask[:4]).sum(1).tolist() == [1, 1, 1, 1]
+    assert cache.completion[1, 0, :2, 0, 1, 0].tolist() == [108.0, 103.0]
+    assert torch.isfinite(cache.completion_mask[:2]).sum(1).tolist() == [1, 1]
