@@ -92,6 +92,16 @@ def test_from_published_file_to_figures(checkpoint, gsm8k_file, tmp_path, engine
     assert len(engines) == count + 2
     assert figures(out) == result
     assert figures(out, suite="mine")["questions"] == 1
+    # Drawn with another n it has columns of its own.
+    words[words.index("--n") + 1] = "2"
+    capsys.readouterr()
+    main(words)
+    head, *rows = capsys.readouterr().out.splitlines()[:3]
+    assert "avg@4" in head and "avg@2" in head
+    assert all("–" in row for row in rows)
+    # What was drawn for either is still there.
+    assert len(list((out / "samples/sft").glob("mine-*"))) == 2
+    assert len(list((out / "samples/sft").glob("gsm8k-*"))) == 2
 
 
 def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path, monkeypatch):
