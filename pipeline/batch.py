@@ -36,7 +36,10 @@ class Sequence:
         advantages: One a completion token (process supervision), in place of `advantage`.
         segments: Number of the segment that each completion token belongs to, from 0 upwards;
             empty where the completion is not cut.
+        pieces: Texts of the segments.
         answered: Whether the last segment is the final answer.
+        success: Share of correct solutions among continuations from behind each segment but the
+            last, None where none could be judged; empty where nobody asked.
         prefix: Tokens at the end of the prompt that are the beginning of the solution, which
             the completion goes on from.
         logprobs: Sampler log-probs, one a completion token; empty for data that was not sampled.
@@ -61,7 +64,9 @@ class Sequence:
     advantage: float = 0.0
     advantages: list[float] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     answered: bool = False
+    success: list[float | None] = field(default_factory=list)
     prefix: int = 0
     logprobs: list[float] = field(default_factory=list)
     sign: int = 0
@@ -72,6 +77,12 @@ class Sequence:
     problem_id: str = ""
     sample_index: int = 0
     answer: str = ""
+
+    @property
+    def cut_points(self) -> list[int]:
+        """How many tokens come before each segment but the first."""
+        numbers = self.segments
+        return [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1]]
 
     def signed(self, sign: int) -> Sequence:
         """Return a copy that stands on one side of a preference pair."""
@@ -104,6 +115,8 @@ class Tokens:
         old_value: [T], V of the state before each token, by the critic before the first update on
             the batch; None where the method has no critic.
         end_value: [T], the same of the state after each token.
+        old_kl: [T], KL(π_old‖π_ref) over the whole vocabulary; None where nobody asks.
+        value: [T], V of the state before each token, by the critic as it is now.
         target: [T], what the critic should say; None until the method knows.
     """
 
@@ -122,6 +135,8 @@ class Tokens:
     ref_logp: Tensor | None = None
     old_value: Tensor | None = None
     end_value: Tensor | None = None
+    old_kl: Tensor | None = None
+    value: Tensor | None = None
     target: Tensor | None = None
 
     @property
@@ -130,6 +145,19 @@ class Tokens:
         last = torch.zeros(len(self.sequence), dtype=torch.bool, device=self.sequence.device)
         last[torch.cumsum(self.lengths.to(torch.int64), 0) - 1] = True
         return last
+
+    @property
+    def starts_segment(self) -> Tensor:
+        """[T] bool: the first loss-carrying token of each segment."""
+        first = torch.ones(len(self.segment), dtype=torch.bool, device=self.segment.device)
+        first[1:] = self.segment[1:] != self.segment[:-1]
+        return first
+
+    def over_segment(self, values: Tensor) -> Tensor:
+        """Sum [T] values over the segment of each token, to [T]."""
+        place = torch.cumsum(self.starts_segment, 0) - 1
+        total = torch.zeros(len(values), dtype=values.dtype, device=values.device)
+        return total.index_add(0, place, values)[place]
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sum [T] values over each sequence's tokens, to [N]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.batch import Tokens
 
-Normaliser = Literal["sequence", "token", "group_token", "constant"]
+Normaliser = Literal["sequence", "token", "group_token", "constant", "trajectory"]
 
 
 def token_weights(tokens: Tokens, kind: Normaliser, max_tokens: int) -> Tensor:
@@ -26,6 +26,7 @@ def token_weights(tokens: Tokens, kind: Normaliser, max_tokens: int) -> Tensor:
     | token       | 1 / Σ_j |o_j|                               |
     | group_token | 1 / (N_groups · Σ_{j in the group of i} |o_j|) |
     | constant    | 1 / (N·L_max)                               |
+    | trajectory  | 1 / N: sums over a completion, of tokens or of segments |
 
     Args:
         tokens: The step's flat view.
@@ -42,6 +43,8 @@ def token_weights(tokens: Tokens, kind: Normaliser, max_tokens: int) -> Tensor:
         groups = int(tokens.group.max()) + 1
         in_group = torch.zeros(groups, dtype=lengths.dtype).index_add(0, tokens.group, lengths)
         per_sequence = 1.0 / (groups * in_group[tokens.group])
+    elif kind == "trajectory":
+        per_sequence = torch.full_like(lengths, 1.0 / count)
     else:
         per_sequence = torch.full_like(lengths, 1.0 / (count * max_tokens))
     return per_sequence[tokens.sequence]

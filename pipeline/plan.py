@@ -98,6 +98,14 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "1: the trainer does not know the penalised distribution, so every ratio is wrong",
             "remove the key; evaluation may set one of its own",
         )
+    if config.staleness and method.refresh > 1:
+        raise UserError(
+            f"{where} 'staleness'",
+            f"{config.staleness} with method.refresh = {method.refresh}, which already samples "
+            "with older weights",
+            "one of the two",
+            "set method.refresh = 1, or staleness = 0",
+        )
     if config.staleness and config.correction.kind == "off":
         raise UserError(
             f"{where} 'staleness'",
@@ -259,6 +267,7 @@ def inputs_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, 
             given = Path(init_of(run, config) if key == "init" else name)
             if given.is_dir() and str(given) != ".":
                 inputs[key] = given
+    inputs |= method.files
     if method.source == "samples":
         inputs |= {"generate": out / "generate", "verify": out / "verify"}
     return inputs

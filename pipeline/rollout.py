@@ -34,11 +34,13 @@ class Drawn:
         chosen: Those of the groups that fill the batch; all of them for a method that takes
             every group.
         rounds: Refill rounds that were needed.
+        samples: Everything that was sampled, continuations that only measure included.
     """
 
     everything: list[Sequence]
     chosen: list[Sequence]
     rounds: int = 0
+    samples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,9 @@ class Rollouts:
                 found = iter(self._sample(flat, step, groups, drawn.rounds, rows))
                 for family, asks in zip(families, further, strict=True):
                     family += itertools.islice(found, len(asks))
+            if self.method.continuations:
+                self._follow(own, [f[0] for f in families], step, drawn.rounds, rows)
+            self._score(own, families, rows)
             for family in families:
                 usable: list[Sequence] = []
                 for group in filter(None, family):
@@ -161,6 +166,7 @@ class Rollouts:
                 "harder problems, more samples a prompt or more refill rounds would fill it.",
                 file=sys.stderr,
             )
+        drawn.samples = sum("error" not in row for row in rows)
         write_rows(self.path(step), rows)
         return drawn
 
@@ -170,19 +176,72 @@ class Rollouts:
             return []
         seed = f"{self.sampling.seed}/prefixes/{step}/{ask.prompt.id}"
         chosen = self.method.prefixes(group, random.Random(seed))  # noqa: S311
-        return [
-            _Ask(
-                ask.problem,
-                Prompt(
-                    f"{ask.prompt.id}/sample-{sample}/prefix-{length}",
-                    (*ask.prompt.token_ids, *group[sample].completion[:length]),
-                    ask.prompt.budget(self.sampling) - length,
-                ),
-                sample,
-                tuple(group[sample].completion[:length]),
-            )
-            for sample, length in chosen
-        ]
+        return [self._from(ask, group, sample, length) for sample, length in chosen]
+
+    def _from(self, ask: _Ask, group: list[Sequence], sample: int, length: int) -> _Ask:
+        """Return the prompt that goes on from the first tokens of a problem's sample."""
+        prefix = tuple(group[sample].completion[:length])
+        prompt = Prompt(
+            f"{ask.prompt.id}/sample-{sample}/prefix-{length}",
+            (*ask.prompt.token_ids, *prefix),
+            ask.prompt.budget(self.sampling) - length,
+        )
+        return _Ask(ask.problem, prompt, sample, prefix)
+
+    def _follow(
+        self,
+        asks: list[_Ask],
+        groups: list[list[Sequence]],
+        step: int,
+        refill: int,
+        rows: list[dict[str, Any]],
+    ) -> None:
+        """Set how often continuations from behind each segment end well.
+
+        Equal beginnings of one problem are asked once.
+        """
+        wanted: dict[tuple[int, tuple[int, ...]], _Ask] = {}
+        for ask, group in zip(asks, groups, strict=True):
+            for sample, sequence in enumerate(group):
+                for length in sequence.cut_points:
+                    found = self._from(ask, group, sample, length)
+                    wanted.setdefault((ask.problem, found.prefix), found)
+        if not wanted:
+            return
+        count = self.method.continuations
+        families = self._sample(
+            list(wanted.values()), step, itertools.repeat(0), refill, rows, continuations=count
+        )
+        shares: dict[tuple[int, tuple[int, ...]], float | None] = {}
+        for key, family in zip(wanted, families, strict=True):
+            judged = [s.correct for s in family if s.correct is not None]
+            shares[key] = sum(judged) / len(judged) if judged else None
+        for ask, group in zip(asks, groups, strict=True):
+            for sequence in group:
+                sequence.success = [
+                    shares[ask.problem, tuple(sequence.completion[:length])]
+                    for length in sequence.cut_points
+                ]
+
+    def _score(
+        self, asks: list[_Ask], families: list[list[list[Sequence]]], rows: list[dict[str, Any]]
+    ) -> None:
+        """Let the method make rewards of segments, and log them."""
+        whole = [(ask, s) for ask, family in zip(asks, families, strict=True) for s in family[0]]
+        found = self.method.score(
+            [self.problems[ask.problem] for ask, _ in whole], [s for _, s in whole]
+        )
+        if not any(found):
+            return
+        of = {
+            (s.problem_id, s.sample_index): (s, log)
+            for (_, s), log in zip(whole, found, strict=True)
+        }
+        for row in rows:
+            key = (row["problem_id"], row.get("sample_index", -1))
+            if "prefix" not in row and key in of:
+                sequence, log = of[key]
+                row |= {"reward": sequence.reward, "steps": sequence.steps, **log}
 
     def _sample(
         self,
@@ -191,6 +250,7 @@ class Rollouts:
         numbers: Iterator[int],
         refill: int,
         rows: list[dict[str, Any]],
+        continuations: int = 0,
     ) -> list[list[Sequence]]:
         """Return the scored samples of some prompts; append what was seen to `rows`.
 
@@ -200,11 +260,14 @@ class Rollouts:
             numbers: Of the groups.
             refill: Which refill round this is; 0 is the step's own batch.
             rows: The step's log.
+            continuations: How many samples, where they are only to be judged; 0 draws groups.
 
         Returns:
             One list a prompt, empty where it could not be completed.
         """
         sampling = self.sampling.model_copy(update={"step": step})
+        if continuations:
+            sampling = sampling.model_copy(update={"n": continuations})
         groups = self.engine.generate([ask.prompt for ask in asks], sampling)
         staleness = step - self.engine.policy_version
         sequences: list[Sequence] = []
@@ -229,7 +292,7 @@ class Rollouts:
                         sample_index=index,
                     )
                 )
-                if self.method.cut is not None:
+                if self.method.cut is not None and not continuations:
                     self._cut(sequences[-1], completion.text, self.method.cut)
         of = [ask.problem for ask, g in zip(asks, groups, strict=True) for _ in g.completions]
         verdicts = self._judge(of, sequences)
@@ -237,7 +300,8 @@ class Rollouts:
             sequence.answer = _answer(verdict)
             if verdict is not None and verdict.is_scorable:
                 sequence.correct = verdict.is_correct
-        self.rewards.fill(sequences, verdicts)
+        if not continuations:
+            self.rewards.fill(sequences, verdicts)
         for sequence in sequences:
             if sequence.reward is not None:
                 sequence.reward = self.method.shape(sequence.reward, sequence, sampling.max_tokens)
@@ -279,8 +343,11 @@ class Rollouts:
 
     def _cut(self, sequence: Sequence, text: str, by: By) -> None:
         """Set the segments of what was sampled; a prefix is not among them."""
-        found = segments_of(self.rewards.decode, sequence.completion, text, by)
+        found = segments_of(
+            self.rewards.decode, sequence.completion, text, by, self.method.thoughts
+        )
         sequence.segments, sequence.answered = found.numbers, found.answered
+        sequence.pieces = found.texts
 
     def _judge(self, problems: list[int], sequences: list[Sequence]) -> list[Verdict | None]:
         """Return a verdict for every solution, None where there is no gold answer."""

@@ -208,7 +208,11 @@ class Segments(NamedTuple):
 
 
 def segments_of(
-    decode: Callable[[list[int]], str], token_ids: Sequence[int], text: str, by: By
+    decode: Callable[[list[int]], str],
+    token_ids: Sequence[int],
+    text: str,
+    by: By,
+    most: int = 0,
 ) -> Segments:
     """Cut a completion's tokens.
 
@@ -220,8 +224,12 @@ def segments_of(
         token_ids: Of the completion, at least one.
         text: What they say.
         by: What ends a thought.
+        most: Most thoughts; what follows, up to the answer, joins the last. 0 is no limit.
     """
     pieces, answered = cut(text, by)
+    if most and len(pieces) - answered > most:
+        rest = len(pieces) - answered
+        pieces = [*pieces[: most - 1], "".join(pieces[most - 1 : rest]), *pieces[rest:]]
     texts: list[str] = []
     lasts: list[int] = []
     for piece, last in zip(

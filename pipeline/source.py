@@ -228,7 +228,7 @@ def _policy(
         drawn = rollouts.draw(step)
         kept = method.advantages(drawn.chosen)
         figures = rollout_figures(drawn.everything, len(kept))
-        figures["samples"] = len(drawn.everything)
+        figures["samples"] = drawn.samples
         if method.refill:
             figures["refill_rounds"] = drawn.rounds
         if config.staleness and kept:

@@ -20,6 +20,7 @@ coefficient 0, which scales the step by the share of groups that carry signal.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 import time
@@ -120,6 +121,9 @@ class Trainer:
             check_head(model)
         self.run, self.config, self.method = run, config, method
         self.model, self.reference, self.critic = model, reference, critic
+        # π_rollout and its V, where they are kept while π_θ goes on.
+        kept = copy.deepcopy((model, critic)) if method.refresh > 1 else (model, critic)
+        self.rollout, self.rollout_critic = kept
         self.trained: dict[str, nn.Module] = {"model": model}
         if critic is not None:
             self.trained["critic"] = critic
@@ -143,11 +147,26 @@ class Trainer:
         if self.reference is not None and self.config.iterations > 1:
             kept: Any = self.adapters.frozen if self.adapters else self.reference
             parts["reference"] = Part(kept)
+        if self.method.refresh > 1:
+            parts["rollout"] = Part(self.rollout)
+            if self.rollout_critic is not None:
+                parts["rollout_critic"] = Part(self.rollout_critic)
         return parts
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the policy's weights by their plain names, adapters merged in."""
-        return plain_weights(self.model)
+        """Yield the weights that sample by their plain names, adapters merged in."""
+        return plain_weights(self.rollout)
+
+    def version(self, step: int) -> int:
+        """Return how many steps the weights that sample have behind them, after `step`."""
+        return step - step % self.method.refresh
+
+    def refresh(self, step: int) -> None:
+        """Let π_rollout become π_θ where it is due after `step` steps."""
+        if self.method.refresh > 1 and self.version(step) == step:
+            self.rollout.load_state_dict(self.model.state_dict())
+            if self.critic is not None and self.rollout_critic is not None:
+                self.rollout_critic.load_state_dict(self.critic.state_dict())
 
     def reset_reference(self) -> None:
         """Make π_ref what π_θ is now, where there is one."""
@@ -211,11 +230,13 @@ class Trainer:
 
     @torch.no_grad()
     def _observe(self, sequences: list[Sequence], tokens: Tokens) -> None:
-        """Fill what the policy, the reference and the critic say before the first update."""
+        """Fill what the sampling policy, the reference and the critic say before the updates."""
         filled = _Filled(tokens)
+        asks = self.method.observes_kl
         for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
-            out = self._forward(micro.layout.to(self.device))
+            out = self._forward(micro.layout.to(self.device), whole=asks, rollout=True)
             for name, values in (
+                ("old_kl", out.kl if asks else None),
                 ("old_logp", out.variable),
                 ("ref_logp", out.ref_logp),
                 ("old_value", out.value),
@@ -253,6 +274,7 @@ class Trainer:
             if out.ref_logp is not None and not known:
                 view.ref_logp = out.ref_logp
                 filled.put("ref_logp", micro.token_index, out.ref_logp)
+            view.value = None if out.value is None else out.value.detach()
             coefficient = method.gradient_coefficient(view, now) * view.weight
             if sampled:
                 coefficient = coefficient * importance(view, self.config.correction)
@@ -281,16 +303,32 @@ class Trainer:
         filled.finish()
         return {"objective": objective, **over_parts(parts)}, over_parts(own), coefficients
 
-    def _forward(self, layout: Layout, need_reference: bool = True) -> Output:
-        """Run the policy, and reference and critic where there are any; or the reward model."""
+    def _forward(
+        self,
+        layout: Layout,
+        need_reference: bool = True,
+        whole: bool = False,
+        rollout: bool = False,
+    ) -> Output:
+        """Run the policy, and reference and critic where there are any; or the reward model.
+
+        Args:
+            layout: What to run.
+            need_reference: Whether log π_ref is asked for.
+            whole: Whether the KL over the whole vocabulary is, though it has no weight.
+            rollout: Whether the policy that samples is run, not the one that is trained.
+        """
         autocast = self.config.precision == "bfloat16"
         if self.scores is not None:
             _, after = self.scores(layout, autocast=autocast)
             zeros = torch.zeros_like(after.detach())
             return Output(after, zeros, zeros)
-        states = hidden_states(self.model.base_model, layout, autocast)
+        model, critic = self.model, self.critic
+        if rollout:
+            model, critic = self.rollout, self.rollout_critic
+        states = hidden_states(model.base_model, layout, autocast)
         ref_logp, other = None, None
-        whole = bool(self.method.kl_weight)
+        whole = whole or bool(self.method.kl_weight)
         if self.reference is not None and (need_reference or whole):
             switched = self.adapters.reference() if self.adapters else nullcontext()
             with torch.no_grad(), switched:
@@ -299,12 +337,10 @@ class Trainer:
                     self.reference, ref_states, layout.targets, self.temperature, autocast
                 ).logp
             other = (self.reference, ref_states) if whole else None
-        found = token_logprobs(
-            self.model, states, layout.targets, self.temperature, autocast, other
-        )
+        found = token_logprobs(model, states, layout.targets, self.temperature, autocast, other)
         value = end_value = None
-        if self.critic is not None:
-            value, end_value = self.critic(layout, states, autocast)
+        if critic is not None:
+            value, end_value = critic(layout, states, autocast)
         return Output(*found, ref_logp, value, end_value)
 
     @torch.no_grad()
@@ -398,7 +434,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             folder = work / "state" / "ahead"
             ahead = Ahead(draw, engine, config.staleness, start, data.steps, folder)
             cleanup.callback(ahead.close)
-            ahead.publish(trainer.weights(), start)
+            ahead.publish(trainer.weights(), trainer.version(start))
             draw = ahead.draw
         monitor = Monitor(config.monitor, config.name)
         records = Records(work, start, data.steps, config.name, monitor)
@@ -421,11 +457,13 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                     figures |= trainer.update(sequences, step, data.steps)
             except NonFiniteError as error:
                 raise keep_batch(error, stage.run / f"{config.name}.failed") from None
+            trainer.refresh(step + 1)
             if ahead is not None:
                 if sequences and config.coefficients_every and not step % config.coefficients_every:
                     write_coefficients(work, step, sequences, trainer.watched)
                 figures["skipped"] = float(not sequences)
-                ahead.publish(trainer.weights(), step + 1)
+                if trainer.version(step + 1) == step + 1:
+                    ahead.publish(trainer.weights(), step + 1)
             done = time.perf_counter()
             if config.validate_every and (step + 1) % config.validate_every == 0:
                 figures |= _look_at_held_out(trainer, data, step + 1)

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -29,6 +31,9 @@ from data_prep.plugins import load_plugin
 from pipeline.batch import Sequence, Tokens
 from pipeline.normaliser import Normaliser, token_weights
 from pipeline.segments import By
+
+if TYPE_CHECKING:
+    from data_prep.schema import Problem
 
 Source = Literal["rows", "samples", "policy", "pairs", "steps"]
 CriticKind = Literal["none", "head", "separate"]
@@ -60,6 +65,9 @@ class Method(ABC):
         takes_outcomes: Whether a reward of the whole alone is enough.
         needs_verdicts: Whether verdicts are looked at beside the reward.
         cut: What ends a segment, for methods that look at segments; None leaves solutions whole.
+        thoughts: Most segments before the final answer, later ones are joined; 0 for no limit.
+        continuations: How many samples are drawn from behind each segment of each solution, to
+            know how often they end well; they are not trained on.
         refill: How often a step may draw further prompts in place of groups that are not
             `usable`; 0 draws once.
         critic: Whether there is a V: none, a head on the policy's states, or a model of its own.
@@ -69,6 +77,10 @@ class Method(ABC):
         value_weight: c1, the weight of the value loss.
         entropy_weight: c2, the weight of the entropy bonus, averaged as the objective is.
         kl_weight: Weight of the KL(π_θ‖π_ref) over the whole vocabulary, averaged the same way.
+        observes_kl: Whether KL(π_old‖π_ref) over the whole vocabulary is looked at (with a critic).
+        refresh: Steps after which the policy that samples becomes the one that is trained; beyond
+            1 (with a critic) `old_logp` and `old_value` are those of the policy that samples.
+        files: Files that a method reads beside the stage's data, by their key.
     """
 
     source: Source
@@ -78,6 +90,8 @@ class Method(ABC):
     takes_outcomes: bool = True
     needs_verdicts: bool = False
     cut: By | None = None
+    thoughts: int = 0
+    continuations: int = 0
     refill: int = 0
     critic: CriticKind = "none"
     critic_init: str = ""
@@ -85,6 +99,9 @@ class Method(ABC):
     value_weight: float = 1.0
     entropy_weight: float = 0.0
     kl_weight: float = 0.0
+    observes_kl: bool = False
+    refresh: int = 1
+    files: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, config: MethodConfig) -> None:
         """Keep the settings."""
@@ -113,6 +130,20 @@ class Method(ABC):
             max_tokens: Longest completion that sampling allows.
         """
         return reward
+
+    def score(self, problems: list[Problem], sequences: list[Sequence]) -> list[dict[str, Any]]:
+        """Make rewards of segments, for methods that have such.
+
+        They are set as `steps`; a `reward` of None takes a sample out of the step.
+
+        Args:
+            problems: One a sequence.
+            sequences: Whole solutions, judged, cut and with what continuations showed.
+
+        Returns:
+            What the log keeps of each.
+        """
+        return [{} for _ in sequences]
 
     def prefixes(self, group: list[Sequence], rng: random.Random) -> list[tuple[int, int]]:
         """Return the beginnings of solutions from which a prompt is sampled again.

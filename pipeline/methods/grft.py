@@ -77,7 +77,7 @@ class Grft(Surrogate):
             missing = self.config.prefixes - 1 - len(found)
             if missing <= 0:
                 break
-            lengths = [n for n in cut_points(base) if tuple(base.completion[:n]) not in known]
+            lengths = [n for n in base.cut_points if tuple(base.completion[:n]) not in known]
             known.update(tuple(base.completion[:n]) for n in lengths)
             chosen = sorted(rng.sample(lengths, min(missing, len(lengths))))
             found += [(number, length) for length in chosen]
@@ -97,20 +97,15 @@ class Grft(Surrogate):
         return [first_segment(s) for s in kept] if self.config.mode == "segment" else kept
 
 
-def cut_points(sequence: Sequence) -> list[int]:
-    """Return how many tokens come before each segment but the first."""
-    numbers = sequence.segments
-    return [i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1]]
-
-
 def first_segment(sequence: Sequence) -> Sequence:
     """Return a copy that ends with the first segment; what follows is not even looked at."""
-    end = min(cut_points(sequence), default=len(sequence.completion))
+    end = min(sequence.cut_points, default=len(sequence.completion))
     return replace(
         sequence,
         completion=sequence.completion[:end],
         mask=sequence.mask[:end],
         segments=sequence.segments[:end],
+        pieces=sequence.pieces[:1],
         logprobs=sequence.logprobs[:end],
     )
 

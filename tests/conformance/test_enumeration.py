@@ -95,7 +95,8 @@ def test_off_policy_the_coefficient_is_the_gradient_of_the_objective(name, per_t
     generator = torch.Generator().manual_seed(4)
     advantage = torch.randn(len(COMPLETIONS), dtype=torch.float64, generator=generator)
     tokens.advantage = advantage[tokens.sequence]
-    tokens.old_value = tokens.target = torch.zeros_like(tokens.weight)
+    tokens.old_value = tokens.value = torch.zeros_like(tokens.weight)
+    tokens.target = tokens.advantage
     (expected,) = torch.autograd.grad(method.objective(tokens, log_probs(logits)), logits)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(
@@ -182,7 +183,7 @@ def test_every_method_that_samples_has_an_expected_gradient():
     sampling = {n for n in plugin_names("pipeline.methods") if make(n).source == "policy"}
     with_critic = {n for n in sampling if make(n).critic != "none"}
     assert {name for name, _, _ in EXPECTED} == sampling - with_critic
-    assert with_critic == {"ppo"}
+    assert with_critic == {"ppo", "segment_rft"}
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
@@ -225,6 +226,65 @@ def test_ppo_with_the_true_value_needs_no_more_than_one_step():
     accuracy = probability(tokens, log_probs(logits))[CORRECT].sum()
     (slope,) = torch.autograd.grad(accuracy, logits)
     torch.testing.assert_close(gradient_of_coefficient(method, tokens, logits), slope, **TOLERANCE)
+
+
+def segmented(every_token: bool) -> Tokens:
+    """Every completion, its reward at its end, as one segment or a segment a token."""
+    return flatten(
+        [
+            Sequence(
+                [9],
+                list(o),
+                [True] * len(o),
+                0,
+                reward=float(c),
+                steps=[(len(o) - 1, float(c))],
+                segments=list(range(len(o))) if every_token else [0] * len(o),
+            )
+            for o, c in zip(COMPLETIONS, CORRECT, strict=True)
+        ],
+        torch.float64,
+    )
+
+
+def test_segment_rft_with_one_segment_and_no_critic_is_reinforce_by_sequence_ratios():
+    """Σ_o π_old(o) ρ(o) R(o) ∇log π(o) = ∇P(correct), however far π_old is."""
+    method = make("segment_rft", beta=0.0, clip_low=0.999, clip_high=1e9)
+    logits = table(5).requires_grad_()
+    tokens = segmented(every_token=False)
+    tokens.old_logp = log_probs(logits.detach() + 0.3 * table(7))
+    tokens.weight = probability(tokens, tokens.old_logp)[tokens.sequence]
+    tokens.old_value = tokens.value = torch.zeros_like(tokens.weight)
+    method.prepare(tokens)
+    assert torch.equal(_known(tokens.target), CORRECT.to(torch.float64)[tokens.sequence])
+    accuracy = probability(tokens, log_probs(logits))[CORRECT].sum()
+    (slope,) = torch.autograd.grad(accuracy, logits)
+    torch.testing.assert_close(gradient_of_coefficient(method, tokens, logits), slope, **TOLERANCE)
+
+
+def test_segment_rft_with_the_true_values_is_the_policy_gradient():
+    """A segment a token; V is what is to be expected from each prefix."""
+    method = make("segment_rft", beta=0.0)
+    logits = table(5).requires_grad_()
+    tokens = segmented(every_token=True)
+    tokens.old_logp = log_probs(logits.detach())
+    chance = probability(tokens, tokens.old_logp)
+    tokens.weight = chance[tokens.sequence]
+    total, good = (torch.zeros(len(PREFIXES), dtype=torch.float64) for _ in range(2))
+    for o, p, c in zip(COMPLETIONS, chance, CORRECT, strict=True):
+        for t in range(len(o)):
+            total[ROW[o[:t]]] += p
+            good[ROW[o[:t]]] += p * c
+    tokens.old_value = tokens.value = (good / total)[STATES]
+    method.prepare(tokens)
+    accuracy = probability(tokens, log_probs(logits))[CORRECT].sum()
+    (slope,) = torch.autograd.grad(accuracy, logits)
+    torch.testing.assert_close(gradient_of_coefficient(method, tokens, logits), slope, **TOLERANCE)
+
+
+def _known(values: Tensor | None) -> Tensor:
+    assert values is not None
+    return values
 
 
 @pytest.mark.parametrize(("name", "options", "factor"), EXPECTED)

@@ -42,6 +42,7 @@ OPTIONS = {
     "gspo": [{"clip_low": 0.1, "clip_high": 0.1}],
     "ppo": [{}, {"critic": "separate", "beta": 0.02}, {"entropy": 0.01, "kl": "k3"}],
     "online_rft": [{}, {"denominator": "sampled"}],
+    "segment_rft": [{}, {"critic": "separate", "kl": "policy", "beta": 0.02, "whiten": "batch"}],
 }
 JUDGES = ("reward_model", "process_reward_model")
 POLICIES = [n for n in plugin_names("pipeline.methods") if n not in JUDGES]
@@ -205,6 +206,9 @@ SPLIT = [
     ("gspo", {"clip_low": 0.2, "clip_high": 0.2, "beta": 0.1, "kl": "k1"}),
     ("grpo", {"beta": 0.1, "kl": "k1", "normaliser": "group_token"}),
     ("dr_grpo", {"beta": 0.1, "kl": "k2"}),
+    ("grpo", {"normaliser": "trajectory"}),
+    ("segment_rft", {"beta": 0.1, "kl": "policy", "critic": "separate", "gamma": 0.9}),
+    ("segment_rft", {"value_clip": 0.0, "clip_low": 0.05, "clip_high": 0.05}),
 ]
 
 

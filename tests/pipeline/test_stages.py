@@ -43,6 +43,7 @@ ONLINE = {
     "dapo": {"updates": 2, "refill": 3},
     "ppo": {"beta": 0.05, "entropy": 0.01},
     "grft": {"updates": 2, "prefixes": 3, "cut": "sentence"},
+    "segment_rft": {"updates": 2, "cut": "sentence", "gamma": 0.9},
 }
 # Further stages, by name: what they change of another stage of the small run.
 FURTHER = {
@@ -88,6 +89,24 @@ FURTHER = {
     "lora_judge": (
         "dpo",
         {"method": {"kind": "reward_model", "data": "samples"}, "lora": {"rank": 4}},
+    ),
+    "segments": (
+        "grpo",
+        {
+            "method": {
+                "kind": "segment_rft",
+                "cut": "sentence",
+                "refresh": 3,
+                "kl": "policy",
+                "beta": 0.1,
+                "critic": "separate",
+                "grader": {"kind": "rule", "continuations": 2},
+                "reward": {"zscore": True, "alpha1": 0.0, "alpha2": 2.0},
+                "whiten": "batch",
+            },
+            "steps": 8,
+            "save_every": 1,
+        },
     ),
     "judge": ("dpo", {"method": {"kind": "reward_model", "data": "samples"}}),
     "pair_judge": ("dpo", {"method": {"kind": "reward_model"}, "validate_every": 2}),
@@ -391,6 +410,81 @@ def test_grft_goes_on_from_prefixes_of_its_own_samples(run):
             assert 0 < length < len(base)
             assert length + len(row["token_ids"]) <= 20
     assert found > 0
+
+
+def test_the_policy_that_samples_is_refreshed_when_it_is_due(run):
+    """Its log-probs and values are those of older weights; the sampler agrees with them."""
+    config = stage(run, "segments", optimizer={"learning_rate": 5e-3, "warmup_steps": 0})
+    folder = train(run, config)
+    assert config.steps == 8
+    moved = []
+    for _, figures in read_rows(folder / "steps.jsonl"):
+        step = figures["step"]
+        rows = [row for _, row in read_rows(folder / "rollouts" / f"step-{step:05d}.jsonl")]
+        assert {row["policy_version"] for row in rows} == {step - step % 3}
+        assert {row["staleness"] for row in rows} == {step % 3}
+        assert len(rows) == figures["samples"]
+        graded = [row for row in rows if row.get("grades")]
+        assert graded
+        for row in graded:
+            # A reward a segment, the last at the solution's end; progress in halves of two samples.
+            assert len(row["steps"]) == len(row["pieces"])
+            assert row["steps"][-1][0] == len(row["token_ids"]) - 1
+            assert "".join(row["pieces"]) == row["text"]
+            assert set(row["grades"]["progress"]) <= {0.0, 0.5, 1.0}
+        assert figures["sampler_gap_mean"] < 1e-3
+        # Whole segments add up, so a ratio that has not moved is 1 to float32's rounding.
+        moved.append(max(figures["ratio_max"] - 1, 1 - figures["ratio_min"]))
+    fresh, later = [moved[s] for s in (0, 3, 6)], [moved[s] for s in (1, 2, 4, 5, 7)]
+    assert max(fresh) < 1e-3 < min(later)
+
+
+def test_segments_by_given_grades(run, tmp_path):
+    grades = tmp_path / "grades.jsonl"
+    data = Path(run.out) / "data" / "train.jsonl"
+    rows = [
+        {"problem_id": p["id"], "overall": 0.5, "thoughts": [0.5, 1.0], "progress": [0.2, 0.6]}
+        for _, p in read_rows(data)
+    ]
+    write_rows(grades, rows)
+    method = {
+        "kind": "segment_rft",
+        "beta": 0.0,
+        "cut": "sentence",
+        "grader": {"kind": "fixed", "path": str(grades)},
+        "reward": {"rho": 2.0},
+    }
+    config = stage(run, "segment_rft", method=method, steps=2)
+    folder = train(run, config)
+    seen = 0
+    for _, figures in read_rows(folder / "steps.jsonl"):
+        log = folder / "rollouts" / f"step-{figures['step']:05d}.jsonl"
+        found = [row for _, row in read_rows(log)]
+        assert len(found) == figures["samples"] == 12
+        for row in found:
+            thoughts = row["grades"]["thoughts"]
+            assert thoughts == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0][: len(thoughts)]
+            seen += len(thoughts)
+            if len(row["steps"]) > len(thoughts):
+                assert row["steps"][-1][1] == 1.0
+    assert seen
+    # Other grades make the stage again; without its file it says so.
+    inode = (folder / "manifest.json").stat().st_ino
+    assert (train(run, config) / "manifest.json").stat().st_ino == inode
+    write_rows(grades, [{**row, "overall": 0.75} for row in rows])
+    assert (train(run, config) / "manifest.json").stat().st_ino != inode
+    grades.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        train(run, config)
+
+
+def test_older_samplers_are_asked_for_in_one_way(run):
+    config = stage(run, "segments", staleness=1, correction={"kind": "token"})
+    with pytest.raises(UserError, match="refresh"):
+        train(run, config)
+    with pytest.raises(UserError, match="no gold answer"):
+        stage_of = {"rule": 0.0, "model": 1.0, "model_init": "judge"}
+        train(run, stage(run, "segments", prompts="preferences", reward=stage_of))
 
 
 @pytest.mark.parametrize("kind", ["off", "token", "sequence"])
