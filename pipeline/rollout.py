@@ -141,7 +141,7 @@ class Rollouts:
                 for family, asks in zip(families, further, strict=True):
                     family += itertools.islice(found, len(asks))
             if self.method.continuations:
-                self._follow(own, [f[0] for f in families], step, drawn.rounds, rows)
+                self._follow(own, [f[0] for f in families], step, groups, drawn.rounds, rows)
             self._score(own, families, rows)
             for family in families:
                 usable: list[Sequence] = []
@@ -193,6 +193,7 @@ class Rollouts:
         asks: list[_Ask],
         groups: list[list[Sequence]],
         step: int,
+        numbers: Iterator[int],
         refill: int,
         rows: list[dict[str, Any]],
     ) -> None:
@@ -210,7 +211,7 @@ class Rollouts:
             return
         count = self.method.continuations
         families = self._sample(
-            list(wanted.values()), step, itertools.repeat(0), refill, rows, continuations=count
+            list(wanted.values()), step, numbers, refill, rows, continuations=count
         )
         shares: dict[tuple[int, tuple[int, ...]], float | None] = {}
         for key, family in zip(wanted, families, strict=True):

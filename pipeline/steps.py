@@ -140,12 +140,17 @@ def groups_of(run: Path, folder: Path, step: int) -> list[dict[str, Any]]:
                 "steps": row.get("steps", []),
                 "tokens": [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)],
                 "logp": [float(f"{value:.4g}") for value in row["logprobs"]],
-                "advantage": own.get("advantage"),
-                "coefficient": own.get("coefficient"),
-                "last": own.get("last_coefficient"),
+                "advantage": _padded(own.get("advantage"), len(ids)),
+                "coefficient": _padded(own.get("coefficient"), len(ids)),
+                "last": _padded(own.get("last_coefficient"), len(ids)),
             }
         )
     return list(groups.values())
+
+
+def _padded(values: Any, count: int) -> Any:
+    """Return a list with nothing for the tokens behind the part that was trained on."""
+    return [*values, *[None] * (count - len(values))] if isinstance(values, list) else values
 
 
 def _stage_folder(run: Path, stage: str) -> Path:

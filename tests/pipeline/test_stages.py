@@ -108,6 +108,14 @@ FURTHER = {
             "save_every": 1,
         },
     ),
+    "segments_lora": (
+        "grpo",
+        {
+            "method": {"kind": "segment_rft", "cut": "line", "refresh": 2, "thoughts": 1},
+            "lora": {"rank": 2},
+            "save_every": 1,
+        },
+    ),
     "judge": ("dpo", {"method": {"kind": "reward_model", "data": "samples"}}),
     "pair_judge": ("dpo", {"method": {"kind": "reward_model"}, "validate_every": 2}),
     "step_judge": ("dpo", {"method": {"kind": "process_reward_model"}, "validate_every": 2}),

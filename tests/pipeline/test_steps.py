@@ -158,6 +158,24 @@ def test_the_page_holds_what_the_log_says(run):
     assert any(sample["coefficient"] for _, sample in flat)
 
 
+def test_a_sample_of_which_a_part_was_trained_on_is_shown_whole(run, tmp_path):
+    """GRFT by segments: prefixes head their groups, tokens behind the segment have nothing."""
+    shutil.copytree(run, tmp_path / "run")
+    config = small_run(tmp_path)
+    method = {"kind": "grft", "prefixes": 2, "cut": "sentence", "beta": 0.0}
+    folder = train(config, stage(config, coefficients_every=1, method=method))
+    part = prefixes = 0
+    for step in range(3):
+        for group in groups_of(tmp_path / "run", folder, step):
+            prefixes += bool(group["prefix"])
+            for sample in group["samples"]:
+                if sample["coefficient"]:
+                    assert len(sample["coefficient"]) == len(sample["tokens"])
+                    part += sample["coefficient"][-1] is None
+    assert part
+    assert prefixes
+
+
 def test_a_running_stage_is_shown_too(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "grpo").rename(tmp_path / "run" / "grpo.partial")
