@@ -184,7 +184,10 @@ class Agreement:
         Raises:
             UserError: As `prove_push`.
         """
-        if self.config.on_gap == "off" or any(s.staleness for s in sequences):
+        if self.config.on_gap == "off":
+            return
+        if any(s.staleness for s in sequences):
+            self.previous = None  # a batch of the weights after it will not come fresh
             return
         if math.isnan(gap) and not any(math.isnan(v) for s in sequences for v in s.logprobs):
             return  # the trainer's own, which its gradient's norm stops with the batch kept
