@@ -146,6 +146,8 @@ class TrainConfig(Config):
             that greedy completions solve; 0 never.
         validate_limit: Validation problems that are solved.
         monitor: Thresholds of the warnings about how an online method goes.
+        trackers: What shows the records as curves beside `steps.jsonl`: "tensorboard", "wandb".
+        wandb: Whether W&B keeps its files in the run folder or uploads them.
         coefficients_every: Steps between those whose coefficients are kept, one a token, for
             `python -m pipeline.steps`; 0 keeps none.
         push_to_hub: Repository "owner/name" that takes the checkpoint when the stage is complete;
@@ -177,6 +179,8 @@ class TrainConfig(Config):
     validate_every: int = Field(default=0, ge=0)
     validate_limit: int = Field(default=128, ge=1)
     monitor: MonitorConfig = MonitorConfig()
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    wandb: Literal["offline", "online"] = "offline"
     coefficients_every: int = Field(default=1, ge=0)
     push_to_hub: str = ""
 

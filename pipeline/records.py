@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data_prep.jsonl import dump_row, read_rows, write_rows
 from pipeline.batch import Sequence
 from pipeline.monitor import Monitor
+from pipeline.trackers import Trackers
 
 # Of advantages, in the units of the method: standard deviations for GRPO, rewards for others.
 HISTOGRAM_EDGES = (-3.0, -2.0, -1.5, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -40,17 +41,25 @@ class Records:
         total: Steps in all.
         label: Name on the progress bar.
         monitor: Looks at every row.
+        trackers: Show every row, with its rates.
 
     Attributes:
         samples: Drawn so far, in all steps.
     """
 
     def __init__(
-        self, folder: Path, start: int, total: int, label: str, monitor: Monitor | None = None
+        self,
+        folder: Path,
+        start: int,
+        total: int,
+        label: str,
+        monitor: Monitor | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         """Cut the files back to `start`, show the monitor what is left, and open the bar."""
         self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "timing", "warnings")}
-        self.monitor = monitor
+        self.monitor, self.trackers = monitor, trackers
+        shown: dict[int, dict[str, Any]] = {}
         self.samples = 0
         for name, path in self.paths.items():
             kept = []
@@ -65,14 +74,22 @@ class Records:
             if name == "steps" and monitor is not None:
                 for row in kept:
                     monitor.observe(row)
+            if name != "warnings":
+                for row in kept:
+                    shown.setdefault(row["step"], {}).update(row)
+        if trackers is not None:
+            trackers.begin(shown.values())
         self.bar = tqdm(total=total, initial=start, desc=label, unit="step", leave=True)
 
     def write(self, step: int, figures: Figures, timing: Figures) -> None:
         """Append a step's figures; what is not finite is written as null."""
         row = {"step": step, **{key: _short(value) for key, value in figures.items()}}
+        rates = {"step": step, **{key: _short(value) for key, value in timing.items()}}
         self._append("steps", row)
         self.samples += int(figures.get("samples", 0))
-        self._append("timing", {"step": step, **{k: _short(v) for k, v in timing.items()}})
+        self._append("timing", rates)
+        if self.trackers is not None:
+            self.trackers.write({**row, **rates})
         if self.monitor is not None:
             for warned in self.monitor.observe(row):
                 self._append("warnings", warned.to_row())
@@ -86,8 +103,10 @@ class Records:
             file.write(dump_row(row))
 
     def close(self) -> None:
-        """Close the bar."""
+        """Close the bar and the trackers."""
         self.bar.close()
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 def _short(value: Any) -> Any:

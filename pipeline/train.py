@@ -68,6 +68,7 @@ from pipeline.records import Records, advantage_figures, over_parts
 from pipeline.replay import Replay
 from pipeline.source import Data, open_data
 from pipeline.state import Part, load_state, save_state
+from pipeline.trackers import Trackers
 
 
 class Output(NamedTuple):
@@ -403,6 +404,15 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         return stage.final
     if config.push_to_hub:
         check_token(config.push_to_hub, f"stage {config.name!r}, key 'push_to_hub'")
+    trackers = Trackers(
+        config.trackers,
+        config.wandb,
+        out,
+        run.name,
+        config.name,
+        settings_of(run, config, method),
+        f"stage {config.name!r}",
+    )
     work = stage.begin()
     init = None if config.init == "model" and not run.model.path else init_of(run, config)
     tokenizer = load_tokenizer(run.tokenizer if init is None else init)
@@ -437,7 +447,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             ahead.publish(trainer.weights(), trainer.version(start))
             draw = ahead.draw
         monitor = Monitor(config.monitor, config.name)
-        records = Records(work, start, data.steps, config.name, monitor)
+        records = Records(work, start, data.steps, config.name, monitor, trackers)
         cleanup.callback(records.close)
         span = math.ceil(data.steps / config.iterations)
         step = start - 1
