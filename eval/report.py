@@ -39,6 +39,11 @@ CURVES = (
     "grad_norm",
     "kl_k3",
     "clip_share",
+    "clip_share_low",
+    "clip_share_high",
+    "length_correct",
+    "length_incorrect",
+    "distinct_answers",
     "learning_rate",
 )
 EXTRA_COLUMNS = ("truncated", "no_answer", "timeouts", "unjudged", "not_run")

@@ -55,6 +55,7 @@ class _Selected(torch.autograd.Function):
         accumulate = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(tokens, dtype=accumulate, device=hidden.device)
         entropy, kl = torch.empty_like(logp), torch.zeros_like(logp)
+        normalisers = torch.empty_like(logp)
         chunk = _chunk_size(vocabulary, accumulate)
         kept = tokens * vocabulary * accumulate.itemsize <= KEEP_BYTES
         probabilities = []
@@ -62,6 +63,7 @@ class _Selected(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = _logits(hidden[part], weight, temperature, accumulate)
             normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+            normalisers[part] = normaliser[:, 0]
             logp[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser[:, 0]
             p = torch.exp(logits - normaliser)
             entropy[part] = normaliser[:, 0] - (p * logits).sum(-1)
@@ -71,7 +73,15 @@ class _Selected(torch.autograd.Function):
             if kept:
                 probabilities.append(p)
         ctx.save_for_backward(
-            hidden, weight, targets, entropy, kl, other_hidden, other_weight, *probabilities
+            hidden,
+            weight,
+            targets,
+            normalisers,
+            entropy,
+            kl,
+            other_hidden,
+            other_weight,
+            *probabilities,
         )
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)
@@ -81,9 +91,8 @@ class _Selected(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, by_logp: Tensor | None, by_entropy: Tensor | None, by_kl: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, entropy, kl, other_hidden, other_weight, *probabilities = (
-            ctx.saved_tensors
-        )
+        hidden, weight, targets, normalisers, entropy, kl, *others = ctx.saved_tensors
+        other_hidden, other_weight, *probabilities = others
         accumulate = entropy.dtype
         hidden_gradient = torch.empty_like(hidden)
         # A frozen head (adapters, a scalar head beside it) needs no [V, H] of zeros.
@@ -94,12 +103,14 @@ class _Selected(torch.autograd.Function):
                 p = probabilities[index]
             else:
                 logits = _logits(hidden[part], weight, ctx.temperature, accumulate)
-                p = torch.softmax(logits, dim=-1)
+                p = logits.sub_(normalisers[part, None]).exp_()
             if by_logp is None:
                 logits_gradient = torch.zeros_like(p)
             else:
                 scale = by_logp[part, None]
-                logits_gradient = p * -scale
+                # In place where nobody reads p again: a chunk then takes its size once.
+                again = probabilities or by_entropy is not None or by_kl is not None
+                logits_gradient = p * -scale if again else p.mul_(-scale)
                 logits_gradient.scatter_add_(-1, targets[part, None], scale)
             if by_entropy is not None:
                 plogp = torch.xlogy(p, p) + p * entropy[part, None]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+
+import psutil
 import pytest
 import torch
 
@@ -69,3 +72,21 @@ def test_bfloat16_sums_in_float32():
     assert logp.dtype == torch.float32
     expected, _ = dense(hidden.float(), weight.float(), torch.tensor([1, 2, 3, 4]), 1.0)
     torch.testing.assert_close(logp, expected, rtol=2e-2, atol=6e-2)
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_large_vocabulary_is_below_an_eighth_of_the_dense_path(root):
+    """V = 151,936, T = 4,096, hidden 896, each path in a process of its own."""
+    sys.path.insert(0, str(root / "tests" / "benchmarks"))
+    try:
+        from bench_logprobs import measure, parse
+    finally:
+        sys.path.pop(0)
+    available = psutil.virtual_memory().available
+    if available < 10 << 30:
+        pytest.skip(f"the dense path takes 8 GiB; {available >> 30} GiB are free")
+    found = measure(parse([]))
+    assert found["memory_ratio"] < 1 / 8
+    assert found["largest_difference_logp"] < 1e-5
+    for name in ("by_hidden", "by_weight"):
+        assert found[f"largest_difference_{name}"] < 1e-5 * found[f"largest_{name}"]
