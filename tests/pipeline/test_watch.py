@@ -36,6 +36,7 @@ ONLINE = {
     "dapo": {"refill": 1},
     "ppo": {"beta": 0.05},
     "grft": {},
+    "segment_rft": {"thoughts": 1},
 }
 
 
@@ -127,8 +128,8 @@ def test_a_batch_without_signal_is_skipped_and_counted(run, monkeypatch, name, o
     """All rewards equal, or no sample scored: no step is taken, and nothing is divided by zero."""
     all_judged(monkeypatch, outcome)
     folder = train(run, stage(run, name=name, steps=2, method={"kind": name, **ONLINE[name]}))
-    # The baseline of PPO is V, so equal rewards may teach it; here V says 0 and they are 0.
-    stays = name == "ppo" and outcome is Outcome.INCORRECT
+    # Where the baseline is V, equal rewards may teach; here V says 0 and they are 0.
+    stays = name in ("ppo", "segment_rft") and outcome is Outcome.INCORRECT
     for row in steps(folder):
         assert row["skipped"] == float(not stays)
         assert None not in row.values()
