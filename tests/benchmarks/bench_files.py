@@ -11,11 +11,13 @@ between the two. Without a model, the small checkpoint of `real_files.toml` is t
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -181,7 +183,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="model folder (default: a small one, trained)")
-    parser.add_argument("--engines", nargs="+", default=["embedded", "vllm"])
+    parser.add_argument("--engines", nargs="+", help="default: embedded, and vllm where it is")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the published files")
     parser.add_argument("--limit", type=int, default=0, help="first questions (0: whole files)")
     parser.add_argument("--n", type=int, default=8)
@@ -194,12 +196,16 @@ def main() -> None:
         default=[0.3, 0.7],
         help="shares of the shards at which the run is killed",
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-files")
+    parser.add_argument("--out", type=Path, help="keep the evaluations here (default: scratch)")
     known = parser.parse_args()
     missing = [str(known.data / p) for p in FILES.values() if not (known.data / p).is_file()]
     if missing:
-        raise SystemExit(f"no such files: {', '.join(missing)}; give their folder with --data")
+        print(f"skipped: no such files: {', '.join(missing)}; give their folder with --data")
+        return
+    if known.engines is None:
+        known.engines = ["embedded"] + ["vllm"] * (importlib.util.find_spec("vllm") is not None)
     model = (known.model or checkpoint()).resolve()
+    known.out = known.out or Path(tempfile.mkdtemp(prefix="bench-files-"))
     known.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     for engine in known.engines:

@@ -79,7 +79,7 @@ def install() -> None:
     here = next(p for p in sys.path if p.endswith("site-packages"))
     (packages / "boxed.pth").write_text(f"{here}\n", encoding="utf-8")
     subprocess.run(
-        [str(VENV / "bin/python"), "-m", "pip", "install", "-q", "lm_eval>=0.4.9"], check=True
+        [str(VENV / "bin/python"), "-m", "pip", "install", "-q", "lm_eval>=0.4.9,<0.5"], check=True
     )
 
 
