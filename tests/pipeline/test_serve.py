@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import socket
 import subprocess
@@ -224,7 +225,11 @@ print(s.processes[0].pid, flush=True)
 time.sleep(600)
 """
     starter = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # its logs outlive it
     )
     assert starter.stdout is not None
     pid = int(starter.stdout.readline())
