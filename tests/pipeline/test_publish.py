@@ -260,7 +260,7 @@ def test_transformers_generates_from_the_folder_as_it_is(base):
 @pytest.mark.filterwarnings("ignore")
 def test_vllm_loads_the_folder_as_it_is(tmp_path):
     """A trained folder with merged adapters; heads of 32, the smallest of vLLM's CPU attention."""
-    from pipeline.adapters import Adapters, LoraConfig
+    from pipeline.adapters import Adapters, LoraConfig, plain_weights
     from pipeline.engines import Prompt, Sampling
     from pipeline.engines import embedded as ours
     from pipeline.engines import vllm as theirs
@@ -283,7 +283,14 @@ def test_vllm_loads_the_folder_as_it_is(tmp_path):
         theirs.create(theirs.Config(), tmp_path / "made"),
     ]
     one, two = ([g.completions[0] for g in e.generate(prompts, sampling)] for e in engines)
+    # And merged weights that are pushed are those of the folder.
+    again = []
+    for weights in (load_model(start).state_dict().items(), plain_weights(model)):
+        engines[1].load_weights(weights, len(again))
+        groups = engines[1].generate(prompts, sampling)
+        again.append([g.completions[0].token_ids for g in groups])
     engines[1].close()
+    assert again[0] != again[1] == [c.token_ids for c in two]
     assert [c.token_ids for c in one] == [c.token_ids for c in two]
     for a, b in zip(one, two, strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-3)
