@@ -63,7 +63,7 @@ WRONG = {
     "unknown method": (
         'kind = "grpo", updates = 2, beta = 0.05',
         'kind = "grop"',
-        ["unknown kind 'grop'", "did you mean 'grpo'", "dpo, dr_grpo, grpo"],
+        ["unknown kind 'grop'", "did you mean 'grpo'", "dpo, dr_grpo, grft, grpo"],
     ),
     "unknown source": (
         'kind = "embedded"\ntrain',
