@@ -132,7 +132,7 @@ class Sides:
         tokens.old_logp = old
         if kind == "ppo":  # its figures look at the critic's targets
             tokens.target = tokens.old_value = torch.zeros_like(tokens.weight)
-        figures, _ = trainer._accumulate(sequences, tokens)
+        figures, *_ = trainer._accumulate(sequences, tokens)
         return -figures["objective"], replace(self, model=model).gradient()
 
     def trainer(self, name: str, **options: Any) -> Any:
