@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from pipeline.engines._random import uniforms
+from pipeline.engines._random import seed_states, uniforms
 from pipeline.engines._worker import EXTENSION
 from pipeline.model import load_model
 
@@ -102,8 +101,8 @@ class StandIn:
             else:
                 logp = torch.log_softmax(logits / given["temperature"], -1)
                 mass = torch.cumsum(logp.double().exp(), -1)
-                seed, counter = (np.array([v], np.uint64) for v in (given["seed"], len(found)))
-                point = float(uniforms(seed, counter)[0]) * float(mass[-1])
+                state = seed_states(torch.tensor([given["seed"]]))
+                point = float(uniforms(state, torch.tensor([len(found)]))) * float(mass[-1])
                 token = int((mass <= point).sum())
             found.append(token)
             logprobs.append({"token_id": token, "logprob": float(logp[token])})
