@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 # A literal backspace stands where a Python string literal ate the "\b".
 _OPENER = re.compile(r"(?:\\|\x08)?(?:\\boxed|\\fbox|\\framebox|\x08oxed)(?![A-Za-z])\s*")
-_BRACE = re.compile(r"\\.|[{}]|\$+", re.DOTALL)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TAG_OPEN = "<|begin_of_box|>"
 _TAG_CLOSE = "<|end_of_box|>"
 
@@ -55,7 +55,8 @@ def last_boxes(text: str, begin: int = 0) -> list[Box]:
 
     Returns:
         Boxes in the order of the text; empty when there is none. When the last
-        one never ends it comes back alone with `content` None.
+        one never ends it comes back alone with `content` None; when it stands
+        inside another box, the outermost one comes back in its place.
     """
     openers = [m for m in _OPENER.finditer(text, begin) if m.end() < len(text)]
     dangling = _ends_in_opener(text, begin)
@@ -69,10 +70,15 @@ def last_boxes(text: str, begin: int = 0) -> list[Box]:
     last = _read(text, openers[-1])
     if last.content is None:
         return [last]
+    before = [_read(text, opener) for opener in openers[-_LIST_LIMIT:-1]]
+    # A box inside a box is a part of that answer: "\boxed{7 or \boxed{8}}" is not 8.
+    around = (box for box in before if box.content is not None and box.closes > last.closes)
+    last = next(around, last)
     found = [last]
     # Walk back while the boxes belong to one enumeration.
-    for opener in reversed(openers[max(0, len(openers) - _LIST_LIMIT) : -1]):
-        box = _read(text, opener)
+    for box in reversed(before):
+        if box.opens >= last.opens:
+            continue
         if box.content is None or box.closes > found[0].opens:
             break
         if not _joins(text[box.closes : found[0].opens]):
@@ -94,7 +100,7 @@ def _joins(gap: str) -> bool:
 def _ends_in_opener(text: str, begin: int) -> Box | None:
     """A text cut off right after the command has an unterminated box."""
     stripped = text.rstrip()
-    for command in ("\\boxed", "\\fbox"):
+    for command in ("\\boxed", "\\fbox", "\\framebox"):
         if stripped.endswith(command) and len(stripped) - len(command) >= begin:
             return Box(None, len(text), len(text), len(stripped) - len(command), len(text))
     return None
@@ -113,8 +119,6 @@ def _read(text: str, opener: re.Match[str]) -> Box:
     if text[start] != "{":
         return _unbraced(text, opener)
     depth = 0
-    odd_dollar = _inside_dollars(text, opener.start())
-    inner_dollars = 0
     for match in _BRACE.finditer(text, start):
         token = match.group()
         if token == "{":  # noqa: S105 -- a brace, not a password
@@ -129,29 +133,8 @@ def _read(text: str, opener: re.Match[str]) -> Box:
                     opener.start(),
                     match.end(),
                 )
-        elif token[0] == "$" and odd_dollar and inner_dollars == 0 and _last_dollar(text, match):
-            # "$\boxed{7$": the formula ends before the brace does, and nothing
-            # but closing marks follows, so the end of the formula ends the box.
-            return Box(
-                text[start + 1 : match.start()],
-                start + 1,
-                match.start(),
-                opener.start(),
-                match.start(),
-            )
-        elif token[0] == "$":
-            inner_dollars += 1
+    # Nothing else ends a box, not even the end of the formula in "$\boxed{7$".
     return Box(None, start + 1, len(text), opener.start(), len(text))
-
-
-def _inside_dollars(text: str, position: int) -> bool:
-    """Whether a `$` opens directly before the box (only blanks between)."""
-    head = text[max(0, position - 8) : position].rstrip(" \\")
-    return head.endswith("$")
-
-
-def _last_dollar(text: str, match: re.Match[str]) -> bool:
-    return not text[match.end() : match.end() + 400].strip(" .\n\r\t")
 
 
 def _unbraced(text: str, opener: re.Match[str]) -> Box:

@@ -66,7 +66,9 @@ _LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-Ja-j])\)?(?![A-Za-z'’]|\s*=)")
 _UPPER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-J])\)?(?![A-Za-z'’]|\s*=)")
 _MORE_LETTERS = re.compile(r"\)?(?:\s*(?:\bor\b|\band\b|/|&|或|和)\s*\(?[A-J]\b\)?)+")
 _LETTERS_BEFORE = re.compile(r"(?<![A-Za-z])(?:\(?[A-J]\)?\s*(?:\bor\b|\band\b|/|&|或|和)\s*\(?)+$")
-_BLANK = re.compile(r"(?:\s|~|\$|\\[,;:! ]|\\q?quad|\\text\s*\{\s*\}|\{\s*\}|\.{3}|\\l?dots)*")
+_BLANK = re.compile(
+    r"(?:\s|~|\\f?boxed|\\framebox|\$|\\[,;:! ]|\\q?quad|\\text\s*\{\s*\}|\{\s*\}|\.{3}|\\l?dots)*"
+)
 _TAIL = 4000
 # A bare answer longer than this is no answer with a few words around it.
 _BARE = 240

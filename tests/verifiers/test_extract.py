@@ -46,6 +46,10 @@ def test_found(text: str, answer: str) -> None:
         (r"It is \boxed{7}, no: \boxed{8", "unterminated_box"),
         (r"It is 7. \boxed", "unterminated_box"),
         (r"It is \boxed{7}, no: \boxed", "unterminated_box"),
+        (r"It is \fbox{7}, no: \framebox", "unterminated_box"),
+        ("$\\boxed{7$", "unterminated_box"),
+        (r"\[\boxed{7\]", "unterminated_box"),
+        (r"\boxed{\boxed{}}", "empty_box"),
         ("<answer>7</answer> <answer>8", "unterminated_answer_tag"),
         ("<answer></answer> 8", "empty_answer_tag"),
         (r"<think>perhaps \boxed{7}", "unclosed_think"),
@@ -75,6 +79,14 @@ def test_boxes_of_one_enumeration_are_one_answer() -> None:
     assert verify("1,2", r"\boxed{1} and \boxed{2}").is_correct
     assert verify("(1,2),(3,4)", r"\[\boxed{(1,2)}, \quad \boxed{(3,4)}\]").is_correct
     assert verify("2", r"First \boxed{1}. Then \boxed{2}.").is_correct
+
+
+def test_a_box_in_a_box_is_a_part_of_the_answer() -> None:
+    assert verify("8", r"\boxed{\boxed{8}}").is_correct
+    assert verify("8", r"\boxed{x = \boxed{8}}").is_correct
+    assert verify("7,8", r"\boxed{\boxed{7}, \boxed{8}}").is_correct
+    assert verify("8", r"\boxed{7 \text{ or } \boxed{8}}").outcome is Outcome.INCORRECT
+    assert verify("8", r"\boxed{\text{not } \boxed{8}}").outcome is Outcome.INCORRECT
 
 
 def test_text_after_the_box_does_not_count() -> None:
