@@ -170,7 +170,7 @@ class RewardMaker:
                 + config.length * length
             )
         if config.process != "none":
-            self._fill_steps([s for s in sequences if s.reward is not None])
+            self.fill_steps([s for s in sequences if s.reward is not None])
 
     def _rule(self, verdict: Verdict | None) -> float | None:
         """Return r′, 0 where verdicts have no weight, None where the sample is masked."""
@@ -195,8 +195,12 @@ class RewardMaker:
             return [1.0 / (1.0 + math.exp(-score)) for score in scores]
         return scores
 
-    def _fill_steps(self, sequences: list[Sequence]) -> None:
-        """Set (token that ends it, reward) for each judged step, and the whole's at the end."""
+    def fill_steps(self, sequences: list[Sequence]) -> None:
+        """Set (token that ends it, reward) for each judged step, and the whole's at the end.
+
+        Args:
+            sequences: With text and reward.
+        """
         texts, ends = [], []
         for sequence in sequences:
             pieces = split_steps(sequence.text, self.config.process_split)

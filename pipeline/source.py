@@ -22,7 +22,7 @@ from pipeline.fixed import Rows, pair_of, read_log, solution_of
 from pipeline.generate import checkpoint_of, render_prompts
 from pipeline.methods import Method
 from pipeline.records import rollout_figures
-from pipeline.reward import RewardMaker
+from pipeline.reward import RewardConfig, RewardMaker
 from pipeline.rollout import Rollouts
 from pipeline.scorer import load_scorer
 from pipeline.verify import open_pool
@@ -84,6 +84,9 @@ def open_data(
         )
     if method.source == "samples":
         log = read_log(Path(run.out) / "generate", Path(run.out) / "verify")
+        if method.takes_steps:
+            rewards = RewardMaker(RewardConfig(process="steps"), _decoder(tokenizer))
+            rewards.fill_steps([sample for sample in log if sample.reward is not None])
         units = method.select(log, run.seed)
         if not units:
             raise UserError(
@@ -124,6 +127,10 @@ def open_data(
         lambda batch: [s for place in batch for s in method.marked(unit_of(judged, order[place]))],
         held,
     )
+
+
+def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _in_order(count: int, size: int) -> list[range]:
@@ -205,7 +212,7 @@ def _policy(
     device = run.engine.device  # type: ignore[attr-defined]
     rewards = RewardMaker(
         reward,
-        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        _decoder(tokenizer),
         load_scorer(checkpoint_of(run, reward.model_init), "end", device) if reward.model else None,
         load_scorer(checkpoint_of(run, reward.process_init), "steps", device)
         if reward.process == "model"

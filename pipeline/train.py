@@ -495,7 +495,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
 
     reads = ""
     if method.trains == "scores":
-        reads = "steps" if method.source == "steps" else "end"
+        reads = "steps" if method.takes_steps else "end"
     save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile, reads)
     if trainer.adapters is not None:
         base = str(base_facts(init).get("base_model", config.init))

@@ -184,6 +184,22 @@ def test_process_labels_by_hand():
     assert method.gradient_coefficient(tokens, at_zero).tolist() == [0.5, -0.5]
 
 
+def test_lines_of_samples_become_labels():
+    method = process_reward_model.create(process_reward_model.Config(data="samples", epochs=2))
+    samples = [
+        Sequence([1], [2, 3, 4], [True] * 3, 0, correct=True, steps=[(0, 1.0), (2, 1.0)]),
+        Sequence([1], [2, 3], [True] * 2, 0, correct=False, steps=[(0, 0.5), (1, 0.0)]),
+        Sequence([1], [2], [True], 0, correct=None, steps=[(0, 1.0)]),
+        Sequence([1], [2], [True], 0, correct=True),
+    ]
+    units = method.select(samples, 0)
+    assert len(units) == 4  # two samples, twice: unjudged ones and those without steps are left out
+    first = next(unit[0] for unit in units if unit[0].correct)
+    other = next(unit[0] for unit in units if not unit[0].correct)
+    assert (first.mask, first.steps) == ([True, False, True], [(0, 1.0), (2, 1.0)])
+    assert (other.mask, other.steps) == ([True, True], [(0, 0.0), (1, 0.0)])
+
+
 @pytest.fixture(scope="module")
 def judge(checkpoint):
     model = load_scalar_model(checkpoint, "float64")

@@ -71,7 +71,12 @@ def run(tmp_path_factory) -> RunConfig:
             ],
         },
         "model": {
-            "width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "feed_forward": 48, "context": 256,
+            "width": 32,
+            "layers": 2,
+            "heads": 2,
+            "kv_heads": 1,
+            "feed_forward": 48,
+            "context": 256,
         },
         "train": [{**stage, "optimizer": optimizer} for stage in stages],
     }
@@ -94,6 +99,9 @@ def test_the_shipped_run_is_complete():
     path = ROOT / "data_prep" / "configs" / "judged.toml"
     run = load_run(path)
     assert [name for name, _ in stages_of(run)] == [
-        "data", "reward_model", "process_reward_model", "dpo"
+        "data",
+        "reward_model",
+        "process_reward_model",
+        "dpo",
     ]
     assert read_toml(path)["data"]["sources"][0]["kind"] == "ultrafeedback"

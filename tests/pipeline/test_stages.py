@@ -119,6 +119,11 @@ FURTHER = {
     "judge": ("dpo", {"method": {"kind": "reward_model", "data": "samples"}}),
     "pair_judge": ("dpo", {"method": {"kind": "reward_model"}, "validate_every": 2}),
     "step_judge": ("dpo", {"method": {"kind": "process_reward_model"}, "validate_every": 2}),
+    "line_judge": (
+        "dpo",
+        {"method": {"kind": "process_reward_model", "data": "samples", "epochs": 2}},
+    ),
+    "chosen": ("dpo", {"method": {"kind": "sft", "data": "chosen"}, "validate_every": 2}),
     "human_dpo": ("dpo", {"method": {"kind": "dpo", "data": "pairs"}, "validate_every": 2}),
     "rlhf": (
         "grpo",
