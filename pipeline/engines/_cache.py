@@ -252,7 +252,9 @@ class Cache:
             [B · 2 · kv heads], a row's keys before its values.
         """
         batch = len(columns)
-        columns = columns[:, None] + 1
+        # A row that has ended stays until gaps are closed, longer perhaps than any that runs, for
+        # which there is room; what is written for it is never read by another.
+        columns = (columns[:, None] + 1).clamp(max=self.completion_mask.shape[1] - 1)
         self.completion_mask[:batch].scatter_(1, columns, 0.0)
         return (self._base[:batch] + columns).view(-1)
 

@@ -155,3 +155,16 @@ def test_the_cache_holds_a_prompt_once_and_keeps_rows_dense():
     assert cache.completion.shape[4] > 200
     assert cache.completion[1, 0, :2, 0, 1, 0].tolist() == [108.0, 103.0]
     assert torch.isfinite(cache.completion_mask[:2]).sum(1).tolist() == [1, 1]
+
+
+def test_rows_that_have_ended_write_into_their_own_memory():
+    """They stay until gaps are closed, and may be longer than any row that there is room for."""
+    cache = Cache(Store(), 1, 2, 4, 2, 1, 4, 2, torch.float32, torch.device("cpu"))
+    cache.add(torch.zeros(1, 2, 2, 2, 3, 4), [3, 3])
+    cache.fit(5, coarse=False)
+    positions = cache.completion.shape[4]
+    where = cache.destinations(torch.tensor([4, positions - 1, positions + 9, 0]))
+    for row, places in enumerate(where.view(4, 4).tolist()):
+        keys, values = row * 2, (4 + row) * 2
+        owners = [place // positions for place in places]
+        assert owners == [keys, keys + 1, values, values + 1]
