@@ -140,8 +140,15 @@ def _by_residues(a: Node, b: Node, names: list[Any]) -> bool | None:
     return None
 
 
-def _points(names: list[Any], imaginary: bool) -> Iterator[tuple[dict[Any, Fraction], str]]:
-    """Seeded points: near and far, both signs, and whole numbers."""
+_STEPS = frozenset({"floor", "ceil", "mod", "sgn", "gcd", "lcm"})
+
+
+def _points(names: list[Any], *, steps: bool = False) -> Iterator[tuple[dict[Any, Fraction], str]]:
+    """Seeded points: near and far, both signs, and whole numbers.
+
+    Expressions with steps, such as floor(sqrt(n - 1)), may differ at few whole
+    numbers only: they see more of them, those of a single symbol without a gap.
+    """
     points = _seeded(names)
     scales = (("real", 1, 9), ("real", 11, 97), ("real", 1, 97), ("negative", 1, 9))
     for round_number in range(3):
@@ -156,8 +163,26 @@ def _points(names: list[Any], imaginary: bool) -> Iterator[tuple[dict[Any, Fract
             yield env, mode
     for _ in range(8):
         yield {name: Fraction(points.randrange(1, 13)) for name in names}, "whole"
-    if imaginary:
-        return
+    for whole in range(60 if steps else 0):
+        if len(names) == 1:
+            yield {names[0]: Fraction(whole)}, "step"
+        else:
+            yield {name: Fraction(points.randrange(0, 40)) for name in names}, "step"
+
+
+def _differ(a: Node, b: Node, env: dict[Any, Fraction], imaginary: bool) -> bool:
+    """Whether many digits, too, tell the two apart at a point: a float may fall below a step."""
+    try:
+        return not agree(a, b, env, imaginary=imaginary)
+    except (ArithmeticError, ValueError, TypeError):
+        return False
+
+
+def _has_steps(node: Any) -> bool:
+    """Whether a value may jump: floor and its kin occur."""
+    if not isinstance(node, tuple):
+        return False
+    return (node[:1] == ("fn",) and node[1] in _STEPS) or any(map(_has_steps, node))
 
 
 def _uses_i(node: Any) -> bool:
@@ -169,7 +194,8 @@ def _uses_i(node: Any) -> bool:
 def _by_floats(a: Node, b: Node, names: list[Any]) -> bool | None:
     """False when floats tell the two apart; None when they agree or cannot say."""
     complexly = _uses_i(a) or _uses_i(b)
-    for env, _ in _points(names, complexly) if names else [({}, "real")]:
+    stepped = _has_steps(a) or _has_steps(b)
+    for env, mode in _points(names, steps=stepped) if names else [({}, "real")]:
         floats = {name: float(value) for name, value in env.items()}
         backend: Real = Complex(floats) if complexly else Real(floats)
         try:
@@ -177,6 +203,8 @@ def _by_floats(a: Node, b: Node, names: list[Any]) -> bool | None:
         except (ArithmeticError, ValueError, TypeError, AttributeError):
             continue
         gap = abs(first - second)
+        if mode == "step" and gap > 0.5 and _differ(a, b, env, complexly):
+            return False
         if gap > _RELATIVE * max(backend.largest, 1.0) and gap > _RELATIVE * max(
             abs(first), abs(second)
         ):
@@ -203,7 +231,7 @@ def _by_digits(a: Node, b: Node, names: list[Any]) -> bool:
         if _has_value(a) != _has_value(b):
             return False
         raise UndecidedError("undefined")
-    for env, mode in _points(names, complexly):
+    for env, mode in _points(names):
         if mode == "whole" and counted >= 3:
             break
         try:
@@ -257,7 +285,7 @@ def _enormous(node: Node) -> bool:
 def _by_complex_points(a: Node, b: Node, names: list[Any]) -> bool:
     """Agreement on principal branches, for expressions that are real nowhere sampled."""
     counted = 0
-    for env, _ in _points(names, True):
+    for env, _ in _points(names):
         try:
             if not agree(a, b, env, imaginary=True):
                 return False
@@ -283,7 +311,7 @@ def constant_ratio(a: Node, b: Node) -> int:
         UndecidedError: The ratio cannot be evaluated.
     """
     names = sorted(symbols(a) | symbols(b), key=repr)
-    for env, _ in _points(names, False):
+    for env, _ in _points(names):
         point = {name: ("num", value) for name, value in env.items()}
         try:
             at_a = Real({n: float(v) for n, v in env.items()}).value(a)
