@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import create_model
 
+from data_prep.arguments import Arguments
 from data_prep.config import Config, dump_toml, override, read_toml, validate
 from data_prep.errors import UserError
 
@@ -48,12 +48,10 @@ def invocation(
     Raises:
         UserError: The file is missing or broken, or a key or value is not allowed.
     """
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Any key of [{section}] can be overridden, such as --tokenizer.vocab-size 512.",
+    parser = Arguments(
+        program,
+        description,
+        f"Any key of [{section}] can be overridden, such as --tokenizer.vocab-size 512.",
     )
     parser.add_argument("--config", required=True, help="a run's configuration (TOML)")
     parser.add_argument("--seed", type=int, help="in place of the configuration's")

@@ -7,8 +7,11 @@ Unknown keys are errors that name the file, the key and the nearest known one.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 import tomllib
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -20,9 +23,9 @@ from .plugins import load_plugin
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, unknown keys forbidden."""
+    """Base of every configuration model: frozen, unknown keys and infinite numbers forbidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class PluginConfig(Config):
@@ -100,8 +103,17 @@ def _user_error(
         )
     if first["type"] == "missing":
         return UserError(f"{where}, key {key!r}", "missing", "a value", "add the key")
-    found = "" if first["input"] is None else f", found {first['input']!r:.80}"
-    return UserError(f"{where}, key {key!r}", f"{first['msg']}{found}", "", "mend the value")
+    if first["type"] in ("value_error", "assertion_error"):
+        # A rule of our own, over one key or several: it says itself what was found.
+        place = f"{where}, key {key!r}" if key else where
+        rule = first["msg"].partition(", ")[2] or first["msg"]
+        return UserError(place, rule, "keys that fit together", "mend the values")
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    found = f"found {first['input']!r:.80}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        choices = re.findall(r"'([^']*)'", expected)
+        found = f"{found} {nearest(first['input'], choices)}".rstrip()
+    return UserError(f"{where}, key {key!r}", found, expected, "mend the value")
 
 
 def _known_keys(model: type[Config], table: Any, path: tuple[int | str, ...]) -> list[str]:
@@ -138,12 +150,37 @@ def override(config: C, arguments: list[str], *, program: str, description: str)
         return config
     import tyro
 
-    changed = tyro.cli(
-        type(config), default=config, args=arguments, prog=program, description=description
-    )
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            changed = tyro.cli(
+                type(config), default=config, args=arguments, prog=program, description=description
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise _override_error(said.getvalue(), program) from None
     # Validated again: tyro builds nested plug-in models without their range checks running
     # on values that stand in different tables.
     return validate(type(config), changed.model_dump(), "command line")
+
+
+def _override_error(said: str, program: str) -> UserError:
+    """Turn tyro's framed complaint into one of ours."""
+    lines = [line.strip("│ ") for line in said.splitlines() if line.startswith("│")]
+    parts = [part.split("\n") for part in re.split(r"\n─+\n", "\n".join(lines))]
+    found = re.sub(r"Error parsing \w+: \d+ validation errors? for \w+ ", "", " ".join(parts[0]))
+    found = re.sub(r" \[type=\w+, input_value=(.*?), input_type.*", r", found \1", found)
+    options = [line.split()[0] for part in parts for line in part if line.startswith("--")]
+    if "Unrecognized" in found:
+        hint = f" did you mean {options[0]!r}?" if options else ""
+        found = f"unknown argument {found.rpartition(': ')[2]}{hint}"
+    return UserError(
+        "command line",
+        found,
+        "keys of this stage's table, such as --key VALUE or --table.key VALUE",
+        f"mend the command; {program} --help lists them",
+    )
 
 
 def dump_toml(config: Config) -> str:

@@ -9,12 +9,12 @@ terminal) each token is a line: index, mask, id, text.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.loader import Sequences
 from data_prep.tokenizer import control_tokens, load_tokenizer
@@ -59,11 +59,7 @@ def lines(ids: Sequence[int], mask: Sequence[int], texts: Sequence[str]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Show a row."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m data_prep.inspect", __doc__)
     parser.add_argument("stage", help="folder of a data or mixture stage")
     parser.add_argument("--split", default="train", choices=("train", "validation"))
     parser.add_argument("--row", type=int, default=0)

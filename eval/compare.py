@@ -11,7 +11,6 @@ over all pairs; a rank is a range wherever neighbours cannot be told apart.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command, nearest
 from data_prep.jsonl import read_json, write_json
 from data_prep.schema import read_problems
@@ -243,11 +243,7 @@ def _p(value: float) -> str:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m eval.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m eval.compare", __doc__)
     parser.add_argument("candidates", nargs="+", type=Path, help="evaluations or graded answers")
     parser.add_argument("--metric", default="", help="rank by this (default: avg@n)")
     parser.add_argument("--suites", nargs="+", default=[], help="only these")

@@ -8,12 +8,12 @@ Writes `figures.csv` (one figure a row, breakdowns included) and, for every chec
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, write_json, write_rows
 from eval.collect import Results, collect, load_suite
@@ -150,11 +150,7 @@ def export(run: Path, output: Path, config_file: Path | None = None) -> list[Pat
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m eval.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m eval.export", __doc__)
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     parser.add_argument("--output", type=Path, help="folder (default <run>/export)")
     known = parser.parse_args(arguments)

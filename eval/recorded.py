@@ -11,12 +11,12 @@ several samples, `pred`, `score`), `gsm8k_solutions` the model solutions that ca
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.jsonl import Row, column, read_rows, write_rows
 from eval.grading import classes_of
@@ -148,11 +148,7 @@ def score_rows(samples: list[Recorded], verdicts: list[Verdict]) -> Iterator[dic
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m eval.recorded",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m eval.recorded", __doc__)
     parser.add_argument("file", type=Path, help="recorded run")
     parser.add_argument("--format", required=True, choices=("tora", "qwen", "gsm8k_solutions"))
     parser.add_argument("--policy", default="boxed", help="how answers are found in the text")

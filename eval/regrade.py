@@ -14,12 +14,12 @@ itself says stays as it is.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, read_rows, write_json, write_rows
 from data_prep.schema import read_problems
@@ -119,11 +119,7 @@ def regrade(
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m eval.regrade",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m eval.regrade", __doc__)
     parser.add_argument("evaluation", type=Path, help="an evaluation's folder, RUN/eval-NAME")
     parser.add_argument("--checker", default="", help="kind of the second checker")
     parser.add_argument("--option", action="append", default=[], help="KEY=VALUE of the checker")

@@ -8,7 +8,6 @@ number comes from the `figures.json` files of `eval.run`; nothing is computed tw
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from data_prep.arguments import Arguments
 from data_prep.errors import command
 from data_prep.jsonl import script_json, write_json
 from eval.browser import browser_blocks, browser_index
@@ -220,11 +220,7 @@ def _position(value: float | None) -> str:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m eval.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m eval.report", __doc__)
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     parser.add_argument("--config", type=Path, help="the run's TOML (default <run>/config.toml)")
     parser.add_argument(

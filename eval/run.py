@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.arguments import Arguments
 from data_prep.config import Config, fingerprint, plugin_config, validate
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json
@@ -222,12 +223,7 @@ def percent(figure: dict[str, Any]) -> str:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line; what belongs to a table (`--engine.kind`) is left over."""
-    parser = argparse.ArgumentParser(
-        "python -m eval.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Arguments("python -m eval.run", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="model folder, hub id, or a name at an endpoint")
     what.add_argument("--config", help="a run's TOML: evaluate its checkpoints")

@@ -14,7 +14,6 @@ The output holds each metric's value by name (`avg@n`, `pass@k`, `maj@k`, `maj@k
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.jsonl import Row, read_rows, write_json
 from eval.figures import Votes, intervals, reward_metrics, vote_metrics
@@ -206,11 +206,7 @@ def parse_ks(text: str, n: int) -> list[int]:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m eval.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m eval.score", __doc__)
     parser.add_argument("--samples", required=True, type=Path, help="graded answers, JSON lines")
     parser.add_argument("--k", default="", help="such as 1,2,4,8 (default: powers of 2 up to n)")
     parser.add_argument("--output", type=Path, help="where the JSON goes (default: the screen)")

@@ -14,7 +14,6 @@ Source: Hu et al. 2021, arXiv:2106.09685.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import shutil
 import sys
@@ -27,6 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from data_prep.arguments import Arguments
 from data_prep.config import Config
 from data_prep.errors import UserError, command
 
@@ -233,9 +233,7 @@ def merge(base: str, adapter: Path, out: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m pipeline.adapters", description="Merge an adapter into its base model."
-    )
+    parser = Arguments("python -m pipeline.adapters", "Merge an adapter into its base model.")
     parser.add_argument("--base", required=True, help="model folder or hub id")
     parser.add_argument("--adapter", required=True, type=Path, help="the adapter's folder")
     parser.add_argument("--out", required=True, type=Path, help="where the merged model goes")

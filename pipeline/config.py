@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -81,6 +81,9 @@ class VerifyConfig(Config):
     time_limit_s: float = Field(default=5.0, gt=0.0)
 
 
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
 class OptimizerConfig(Config):
     """AdamW and its schedule.
 
@@ -95,7 +98,7 @@ class OptimizerConfig(Config):
     """
 
     learning_rate: float = Field(default=1e-3, gt=0.0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     weight_decay: float = Field(default=0.0, ge=0.0)
     warmup_steps: int = Field(default=10, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"

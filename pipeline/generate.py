@@ -7,7 +7,6 @@ Shards are written whole, so a killed run repeats at most one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.formatting import load_formatter
@@ -141,7 +141,7 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser("python -m pipeline.generate", description=__doc__)
+    parser = Arguments("python -m pipeline.generate", __doc__)
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
     known, rest = parser.parse_known_args(arguments)

@@ -10,11 +10,11 @@ before it trains.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -78,8 +78,7 @@ def publish(folder: Path, repo: str, where: str, private: bool = True) -> str:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser("python -m pipeline.publish", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Arguments("python -m pipeline.publish", __doc__)
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     parser.add_argument("--stage", required=True, help="name of a training stage")
     parser.add_argument("--repo", required=True, help="owner/name on the hub")

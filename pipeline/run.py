@@ -11,7 +11,6 @@ continues from its last shard or training state.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import signal
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_prep.arguments import Arguments
 from data_prep.config import dump_toml, validate
 from data_prep.errors import UserError, command
 from pipeline.config import RunConfig, load_run
@@ -143,11 +143,7 @@ def _die_with_parent() -> None:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m pipeline.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m pipeline.run", __doc__)
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--seed", type=int, help="replaces the configuration's seed")
     parser.add_argument("--out", help="replaces the configuration's run folder")

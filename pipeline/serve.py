@@ -16,13 +16,13 @@ otherwise all share the first, by CUDA IPC; without a GPU they travel through a 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from typing import Any
 
 import tomli_w
 
+from data_prep.arguments import Arguments
 from data_prep.config import validate
 from data_prep.errors import UserError, command
 from pipeline.config import load_run
@@ -61,12 +61,7 @@ def settings(table: dict[str, Any], words: list[str]) -> Config:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m pipeline.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Arguments("python -m pipeline.serve", __doc__)
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--servers", type=int, default=1, help="how many")
     parser.add_argument("--port", type=int, default=0, help="of the first (default: free ones)")

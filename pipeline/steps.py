@@ -9,7 +9,6 @@ where a stage kept none for the step, samples, verdicts and rewards are shown wi
 
 from __future__ import annotations
 
-import argparse
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_rows, script_json
 from pipeline.coefficients import read_coefficients
@@ -206,11 +206,7 @@ def _bars(counts: list[float] | None) -> list[dict[str, Any]]:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m pipeline.steps",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m pipeline.steps", __doc__)
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     parser.add_argument("--stage", required=True, help="name of a training stage")
     parser.add_argument("--step", required=True, type=int, help="which step, from 0")

@@ -18,7 +18,6 @@ Killed and started again, the study goes on where its stages stopped.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import io
@@ -36,6 +35,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
+from data_prep.arguments import Arguments
 from data_prep.config import Config, dump_toml, read_toml, validate
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, read_rows, write_json
@@ -550,11 +550,7 @@ def _shade(axis: Any, xs: Sequence[float], values: list[Interval], colour: str) 
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        "python -m pipeline.study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Arguments("python -m pipeline.study", __doc__)
     parser.add_argument("--config", required=True, help="a run's TOML with a [study] table")
     parser.add_argument("--out", help="replaces the configuration's run folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="replaces study.seeds")

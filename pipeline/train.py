@@ -19,7 +19,6 @@ coefficient 0, which scales the step by the share of groups that carry signal.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import sys
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.formatting import load_formatter
@@ -600,7 +600,7 @@ def _look_at_held_out(trainer: Trainer, data: Data, version: int) -> dict[str, f
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser("python -m pipeline.train", description=__doc__)
+    parser = Arguments("python -m pipeline.train", __doc__)
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--stage", help="which [[train]] table; needed where there are several")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")

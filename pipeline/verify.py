@@ -5,7 +5,6 @@ python -m pipeline.verify --config pipeline/configs/cpu.toml [--workers 2 …]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_rows, write_rows
@@ -94,7 +94,7 @@ def judged(verdict: Verdict) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser("python -m pipeline.verify", description=__doc__)
+    parser = Arguments("python -m pipeline.verify", __doc__)
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
     known, rest = parser.parse_known_args(arguments)
