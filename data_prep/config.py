@@ -23,9 +23,11 @@ from .plugins import load_plugin
 
 
 class Config(BaseModel):
-    """Base of every configuration model: frozen, unknown keys and infinite numbers forbidden."""
+    """Base of every configuration model: frozen; no unknown keys, no infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class PluginConfig(Config):
@@ -64,12 +66,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             str(path), "no such file", "a TOML configuration", "check the path"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also no UTF-8, too many digits
         raise UserError(str(path), f"not TOML: {error}", "a TOML file", "mend the line") from None
 
 

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from prompts import PromptError
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -37,6 +39,11 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str, str]]:
         """Pickle by the four parts, so that an error comes back whole from a worker process."""
         return type(self), (self.where, self.found, self.expected, self.fix)
+
+
+def from_prompts(key: str, error: PromptError) -> UserError:
+    """Return the error of a profile or layout that a configuration's key names."""
+    return UserError(f"{key}, {error.where}", error.found, error.expected, error.fix)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

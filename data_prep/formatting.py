@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, from_prompts
 from data_prep.tokenizer import (
     TokenizerConfig,
     control_tokens,
@@ -257,7 +257,7 @@ def profile_named(name: str, key: str) -> Profile:
     try:
         return load_profile(name)
     except PromptError as error:
-        raise UserError(key, str(error)) from None
+        raise from_prompts(key, error) from None
 
 
 def make_formatter(
@@ -279,7 +279,7 @@ def make_formatter(
     try:
         layout = load_layout(settings.layout or profile.layout)
     except PromptError as error:
-        raise UserError(f"{key}.layout", str(error)) from None
+        raise from_prompts(f"{key}.layout", error) from None
     tokenizer = train_tokenizer(texts, settings.vocab_size, layout, profile.system)
     return Formatter(tokenizer, profile, layout.name)
 

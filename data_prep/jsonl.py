@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -37,7 +38,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
 def parse_row(raw: bytes, where: str) -> Row:
     """Parse one line; `where` names it in errors."""
     try:
-        row = json.loads(raw.decode("utf-8"))
+        # Some editors put a byte order mark before the first line.
+        row = json.loads(raw.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(
             where, f"invalid UTF-8 at byte {error.start}", "UTF-8 text", "re-encode the file"
@@ -143,10 +145,14 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(str(path), "no such file", "a JSON file", "check the path") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}", f"not JSON: {error.msg}", "a JSON document", "mend it"
+        ) from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, too many digits, nested too deep
+        raise UserError(
+            str(path), f"JSON that cannot be read: {error}", "a JSON document", "mend it"
         ) from None

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep import jsonl
 from data_prep.config import Config
-from data_prep.errors import UserError
+from data_prep.errors import UserError, from_prompts
 from prompts import Layout, Profile, PromptError, layout_names, load_layout
 
 # Byte-level BPE starts from all 256 bytes, so that nothing is ever unknown.
@@ -152,7 +152,7 @@ def equip(tokenizer: PreTrainedTokenizerFast, profile: Profile, layout: str = ""
     try:
         chosen = load_layout(layout) if layout else _fitting(tokenizer, profile)
     except PromptError as error:
-        raise UserError("tokenizer.layout", str(error)) from None
+        raise from_prompts("tokenizer.layout", error) from None
     missing = _missing(tokenizer, chosen)
     if missing:
         fitting = [name for name in layout_names() if not _missing(tokenizer, load_layout(name))]

@@ -143,6 +143,9 @@ def evaluate(job: Job) -> Path:
             "temperature": job.config.temperature,
             "top_p": job.config.top_p,
             "max_tokens": job.config.max_tokens,
+            # Only where they are set, so that samples drawn before there were such keys stay good.
+            **({"top_k": job.config.top_k} if job.config.top_k else {}),
+            **({"min_p": job.config.min_p} if job.config.min_p else {}),
             "shard_size": job.config.shard_size,
             "seed": job.seed,
         }
@@ -322,14 +325,17 @@ def _suite(
         n=max(1, config.n),
         temperature=config.temperature,
         top_p=config.top_p,
-        top_k=0,
+        top_k=config.top_k,
+        min_p=config.min_p,
         max_tokens=config.max_tokens,
         stop=profile.stop,
         seed=job.seed,
         step=0,
     )
     draws = {
-        "greedy": sampling.model_copy(update={"n": 1, "temperature": 0.0, "top_p": 1.0}),
+        "greedy": sampling.model_copy(
+            update={"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        ),
         "samples": sampling,
     }
     if not config.n:

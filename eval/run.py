@@ -17,17 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import Arguments, at_least, unknown_argument
 from data_prep.config import Config, fingerprint, plugin_config, validate
-from data_prep.errors import UserError, command
+from data_prep.errors import UserError, command, nearest
 from data_prep.jsonl import read_json
-from eval.evaluate import Job, evaluate, prompts_of
+from eval.evaluate import Job, evaluate, prompts_of, sandbox_of
 from eval.models import check_model, fetch_model
+from eval.profile import load_evaluation_profile
 from eval.suites import Suite, choose_suites
 from pipeline.config import EvaluateConfig, RunConfig, load_run
 from pipeline.engines import EngineConfig
 from pipeline.generate import checkpoint_of
 from pipeline.methods import create_method
+from pipeline.verify import check_checker
 
 
 class EngineChoice(Config):
@@ -36,28 +38,26 @@ class EngineChoice(Config):
     engine: plugin_config("pipeline.engines")  # type: ignore[valid-type]
 
 
-def dotted(arguments: list[str], tables: Sequence[str]) -> dict[str, dict[str, Any]]:
+def dotted(
+    arguments: list[str], tables: Sequence[str], options: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Return table → key → value of `--TABLE.KEY VALUE` pairs.
 
     Args:
         arguments: What the parser did not know.
         tables: Tables that may be named.
+        options: What the parser knows, to suggest from.
 
     Raises:
         UserError: An argument is not of that form.
     """
     found: dict[str, dict[str, Any]] = {table: {} for table in tables}
+    forms = " or ".join(f"--{table}.KEY VALUE" for table in tables)
     words = iter(arguments)
     for word in words:
         table, dot, key = word.removeprefix("--").partition(".")
         if not word.startswith("--") or not dot or table not in found:
-            forms = " or ".join(f"--{table}.KEY VALUE" for table in tables)
-            raise UserError(
-                "command line",
-                f"unknown argument {word!r}",
-                f"an option of --help, or {forms}",
-                "mend or remove it",
-            )
+            raise unknown_argument(word, options, forms)
         key, equals, value = key.partition("=")
         if not equals:
             value = next(words, None)
@@ -167,11 +167,64 @@ def job_of_model(
     return Job(label, folder, identity, config, engine, seed, _suites(config, nearby), out)
 
 
-def _suites(config: EvaluateConfig, embedded: Path) -> tuple[Suite, ...]:
+def _suites(config: EvaluateConfig, embedded: Path, may_come: bool = False) -> tuple[Suite, ...]:
+    """Return the suites; the embedded one is of this file where it is there, or will come."""
     paths = dict(config.paths)
-    if embedded.is_file():
+    if may_come or embedded.is_file():
         paths.setdefault("embedded", str(embedded))
     return tuple(choose_suites(config.suites, paths))
+
+
+def refuse(run: RunConfig) -> None:
+    """Refuse an evaluation of a run that cannot work, before the run's first stage.
+
+    Args:
+        run: A run with an `evaluate` table.
+
+    Raises:
+        UserError: A suite, its file, the profile, the sandbox's limits, the checker or the reward
+            model is not there or does not fit.
+    """
+    config = run.evaluate
+    if config is None:
+        return
+    where = "evaluate.suites"
+    suites = _suites(config, Path(run.out) / "data" / "test.jsonl", may_come=run.data is not None)
+    names = [suite.name for suite in suites]
+    for name in config.paths:
+        if name not in names:
+            raise UserError(
+                f"evaluate.paths, key {name!r}",
+                f"no suite of that name is evaluated {nearest(name, names)}".rstrip(),
+                f"one of {', '.join(names)}",
+                "mend the name, or add it to evaluate.suites",
+            )
+    for suite in suites:
+        if suite.name == "embedded" and run.data is not None:
+            continue  # made by the data stage
+        if suite.config.path and not Path(suite.config.path).is_file():
+            raise UserError(
+                f"{where}, suite {suite.name!r}",
+                f"no such file: {suite.config.path}",
+                "a file of the suite's published format",
+                "mend evaluate.paths",
+            )
+        if suite.name == "embedded" and not suite.config.path:
+            suite.load()  # which says what is missing
+    profile, _ = load_evaluation_profile(config.profile)
+    checkers = [config.checker] if config.checker else [profile.checker, *profile.checkers.values()]
+    for checker in checkers:
+        check_checker(checker, "evaluate.checker")
+    sandbox_of(config)
+    stages = [stage.name for stage in run.train]
+    reward = config.reward_model
+    if reward and reward not in stages and not Path(reward).exists():
+        raise UserError(
+            "evaluate.reward_model",
+            f"{reward!r} is no training stage, folder or file {nearest(reward, stages)}".rstrip(),
+            f"one of {', '.join(stages)}, a reward model's folder, or a plug-in file",
+            "mend the name",
+        )
 
 
 def table(folders: list[Path]) -> str:
@@ -221,8 +274,11 @@ def percent(figure: dict[str, Any]) -> str:
     return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Read the command line; what belongs to a table (`--engine.kind`) is left over."""
+TABLES = ("engine", "sandbox", "checker")
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """Read the command line; return its options, and the tables that it names by `--TABLE.KEY`."""
     parser = Arguments("python -m eval.run", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="model folder, hub id, or a name at an endpoint")
@@ -234,6 +290,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--limit", type=int, help="first questions of each suite")
     parser.add_argument("--temperature", type=float, help="of the n samples")
     parser.add_argument("--top-p", type=float, help="nucleus of the n samples")
+    parser.add_argument("--top-k", type=int, help="most probable tokens alone (0: all)")
+    parser.add_argument("--min-p", type=float, help="least share of the best token's probability")
     parser.add_argument("--max-tokens", type=int, help="longest completion")
     parser.add_argument("--profile", help="evaluation profile: boxed, qwen_math, … or a .toml")
     parser.add_argument("--reward-model", help="folder or plug-in file: best@k and weighted@n")
@@ -241,19 +299,19 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--workers", type=int, help="judging processes")
     parser.add_argument("--shard-size", type=int, help="questions a shard")
     parser.add_argument("--bootstrap", type=int, help="resamples behind an interval")
-    parser.add_argument("--seed", type=int, help="of samples and intervals")
+    parser.add_argument("--seed", type=at_least(0), help="of samples and intervals")
     parser.add_argument("--name", default="", help="what figures call the model")
     parser.add_argument(
         "--out", type=Path, help="folder of the results (default: the run folder, or runs/eval)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    return parser.parse_known_args(arguments)
+    known, rest = parser.parse_known_args(arguments)
+    return known, dotted(rest, TABLES, parser.options())
 
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    known, rest = parse(arguments)
-    tables = dotted(rest, ("engine", "sandbox", "checker"))
+    known, tables = parse(arguments)
     given: dict[str, Any] = {
         key: value
         for key in EvaluateConfig.model_fields

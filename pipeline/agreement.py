@@ -222,7 +222,12 @@ class Agreement:
         sequences = []
         for number, group in enumerate(engine.generate(prompts, sampling)):
             if group.error is not None:
-                raise UserError(self.where, f"a probe of the engine failed: {group.error}")
+                raise UserError(
+                    self.where,
+                    f"a probe of the engine failed: {group.error}",
+                    "a completion of a short prompt",
+                    "mend the engine's settings, or the prompts' length",
+                )
             for c in group.completions:
                 ids = list(group.prompt.token_ids)
                 mask = [True] * len(c.token_ids)

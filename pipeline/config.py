@@ -200,6 +200,8 @@ class EvaluateConfig(Config):
         limit: Problems a suite; 0 takes all.
         temperature: Of the n samples; one greedy sample is always drawn beside them.
         top_p: Nucleus of the n samples.
+        top_k: Most probable tokens that the n samples are drawn from; 0 keeps all.
+        min_p: Smallest share of the most probable token's probability; 0 keeps all.
         max_tokens: Longest completion.
         profile: Evaluation profile: a name of `eval/profiles/` or the path of a file.
         tool_rounds: Programs that a sample may run; 0 is chain of thought alone.
@@ -221,6 +223,8 @@ class EvaluateConfig(Config):
     limit: int = Field(default=0, ge=0)
     temperature: float = Field(default=1.0, gt=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
     max_tokens: int = Field(default=64, ge=1)
     profile: str = "boxed"
     tool_rounds: int = Field(default=0, ge=0)
@@ -253,8 +257,8 @@ class RunConfig(Config):
     """
 
     name: str
-    seed: int = Field(default=0, ge=0)
-    out: str
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    out: str = Field(min_length=1)
     data: DataConfig | None = None
     mixture: MixtureConfig | None = None
     model: ModelConfig

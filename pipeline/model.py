@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.config import Config
 from data_prep.errors import UserError
@@ -43,6 +43,20 @@ class ModelConfig(Config):
     rope_theta: float = Field(default=10000.0, gt=0.0)
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
+    @model_validator(mode="after")
+    def _heads(self) -> ModelConfig:
+        if not self.path and (self.width % self.heads or self.heads % self.kv_heads):
+            raise ValueError(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: heads divides "
+                "width, and kv_heads divides heads"
+            )
+        if not self.path and self.width // self.heads % 2:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads gives heads of "
+                f"{self.width // self.heads}, and rotary positions need an even number"
+            )
+        return self
+
 
 def build_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
@@ -51,13 +65,6 @@ def build_model(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if config.width % config.heads or config.heads % config.kv_heads:
-        raise UserError(
-            "model",
-            f"width {config.width}, heads {config.heads}, kv_heads {config.kv_heads}",
-            "heads divides width and kv_heads divides heads",
-            "mend the numbers",
-        )
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": config.width,

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import tomli_w
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import Arguments, at_least, unknown_argument
 from data_prep.config import validate
 from data_prep.errors import UserError, command
 from pipeline.config import load_run
@@ -32,12 +33,13 @@ from pipeline.engines._vllm import VllmConfig
 from pipeline.engines.vllm_server import Config
 
 
-def settings(table: dict[str, Any], words: list[str]) -> Config:
+def settings(table: dict[str, Any], words: list[str], options: Sequence[str] = ()) -> Config:
     """Return the engine's settings.
 
     Args:
         table: Of a configuration's `[engine]`, of whatever kind.
         words: `--engine.KEY VALUE` pairs from the command line.
+        options: The other options, to suggest from.
 
     Raises:
         UserError: An argument is not of that form, or a key or value is wrong.
@@ -52,9 +54,7 @@ def settings(table: dict[str, Any], words: list[str]) -> Config:
         )
     for option, value in zip(pairs[::2], pairs[1::2], strict=True):
         if not option.startswith("--engine."):
-            raise UserError(
-                "command line", f"unknown argument {option!r}", "an option of --help", "mend it"
-            )
+            raise unknown_argument(option, options, "--engine.KEY VALUE")
         known[option.removeprefix("--engine.").replace("-", "_")] = value
     return validate(Config, {**known, "kind": "vllm_server"}, "command line")
 
@@ -63,8 +63,10 @@ def main(arguments: list[str]) -> None:
     """Command line."""
     parser = Arguments("python -m pipeline.serve", __doc__)
     parser.add_argument("--model", required=True, help="model folder or hub id")
-    parser.add_argument("--servers", type=int, default=1, help="how many")
-    parser.add_argument("--port", type=int, default=0, help="of the first (default: free ones)")
+    parser.add_argument("--servers", type=at_least(1), default=1, help="how many")
+    parser.add_argument(
+        "--port", type=at_least(0), default=0, help="of the first (default: free ones)"
+    )
     parser.add_argument("--host", default=LOOPBACK, help="address to listen on")
     parser.add_argument("--config", help="a run's TOML, whose [engine] table is taken")
     parser.add_argument(
@@ -72,10 +74,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--start-s", type=float, default=600.0, help="longest wait for a start")
     known, rest = parser.parse_known_args(arguments)
-    if known.servers < 1:
-        raise UserError("--servers", str(known.servers), "at least 1", "mend it")
     table = load_run(known.config).engine.model_dump() if known.config else {}
-    config = settings(table, rest)
+    config = settings(table, rest, parser.options())
     if not is_loopback(known.host):
         _say(
             f"warning: the servers listen on {known.host}; whoever reaches them can replace the "
@@ -121,7 +121,12 @@ def _watch(servers: Servers) -> None:
                 running.remove(number)
                 _say(f"{servers.urls[number]} ended with status {status}:\n{servers.tail(number)}")
         time.sleep(0.5)
-    raise UserError("python -m pipeline.serve", "every server has ended", "", "see above")
+    raise UserError(
+        "python -m pipeline.serve",
+        "every server has ended",
+        "servers that run until Ctrl-C",
+        "see above what they said last; python -m pipeline.doctor checks vLLM and the GPU",
+    )
 
 
 def _say(text: str) -> None:

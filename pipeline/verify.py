@@ -44,7 +44,12 @@ def check_checker(checker: dict[str, Any], where: str) -> tuple[str, dict[str, A
     try:
         load_checker(kind, options)
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-        raise UserError(where, str(error)) from None
+        raise UserError(
+            where,
+            str(error),
+            "a kind of verifiers/checkers or a .py file, with options that it takes",
+            "mend it; `python -m verifiers check FILE.py` tries one of your own",
+        ) from None
     return kind, options
 
 

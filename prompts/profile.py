@@ -14,7 +14,19 @@ SYSTEM_SLOT = "@@SYSTEM@@"
 
 
 class PromptError(ValueError):
-    """A profile or layout that cannot be used; the message names file, key and mend."""
+    """A profile or layout that cannot be used.
+
+    Args:
+        where: File, with the key where there is one.
+        found: What was there.
+        expected: What should be there.
+        fix: What to do about it.
+    """
+
+    def __init__(self, where: str, found: str, expected: str, fix: str) -> None:
+        """Join the four parts into one message."""
+        self.where, self.found, self.expected, self.fix = where, found, expected, fix
+        super().__init__(f"{where}: {found}\n  expected: {expected}\n  what to do: {fix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +102,10 @@ def load_layout(name_or_path: str) -> Layout:
     layout = Layout(name=path.stem, **_read(path, Layout, computed={"name"}))
     if "endgeneration" not in layout.template:
         raise PromptError(
-            f"{path}, key 'template': no generation markers\n"
-            "  expected: {% generation %} … {% endgeneration %} around what the assistant says\n"
-            "  what to do: add them; the loss mask comes from them"
+            f"{path}, key 'template'",
+            "no generation markers",
+            "{% generation %} … {% endgeneration %} around what the assistant says",
+            "add them; the loss mask comes from them",
         )
     return layout
 
@@ -106,7 +119,7 @@ def _find(folder: str, name_or_path: str) -> Path:
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise PromptError(f"{path}: no such file\n  what to do: check the path")
+            raise PromptError(str(path), "no such file", f"one of the {folder}", "check the path")
         return path
     path = FOLDER / folder / f"{name_or_path}.toml"
     if not path.is_file():
@@ -114,9 +127,10 @@ def _find(folder: str, name_or_path: str) -> Path:
         close = difflib.get_close_matches(name_or_path, names, n=1, cutoff=0.5)
         hint = f", did you mean {close[0]!r}?" if close else ""
         raise PromptError(
-            f"{folder.removesuffix('s')} {name_or_path!r}: not there{hint}\n"
-            f"  expected: one of {', '.join(names)}, or the path of a .toml file\n"
-            "  what to do: mend the name"
+            f"{folder.removesuffix('s')} {name_or_path!r}",
+            f"not there{hint}",
+            f"one of {', '.join(names)}, or the path of a .toml file",
+            "mend the name",
         )
     return path
 
@@ -126,18 +140,22 @@ def _read(path: Path, record: type[Layout] | type[Profile], computed: set[str]) 
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: not TOML: {error}\n  what to do: mend the line") from None
+        raise PromptError(str(path), f"not TOML: {error}", "a TOML file", "mend the line") from None
     kinds = {field.name: str(field.type) for field in fields(record) if field.name not in computed}
     for key in table:
         if key not in kinds:
+            close = difflib.get_close_matches(key, list(kinds), n=1, cutoff=0.5)
+            hint = f" did you mean {close[0]!r}?" if close else ""
             raise PromptError(
-                f"{path}, key {key!r}: unknown key\n  expected: {', '.join(kinds)}\n"
-                "  what to do: mend or remove it"
+                f"{path}, key {key!r}",
+                f"unknown key{hint}",
+                f"one of {', '.join(kinds)}",
+                "mend or remove it",
             )
     values: dict[str, Any] = {}
     for key, kind in kinds.items():
         if key not in table:
-            raise PromptError(f"{path}, key {key!r}: missing\n  what to do: add the key")
+            raise PromptError(f"{path}, key {key!r}", "missing", "a value", "add the key")
         value = table[key]
         if kind == "str" and isinstance(value, str):
             values[key] = value
@@ -146,8 +164,7 @@ def _read(path: Path, record: type[Layout] | type[Profile], computed: set[str]) 
         else:
             expected = "a string" if kind == "str" else "a list of strings"
             raise PromptError(
-                f"{path}, key {key!r}: found {value!r:.80}\n  expected: {expected}\n"
-                "  what to do: mend the value"
+                f"{path}, key {key!r}", f"found {value!r:.80}", expected, "mend the value"
             )
     return values
 

@@ -48,7 +48,7 @@ class EngineConfig(PluginConfig):
     takes: ClassVar[Literal["tokens", "messages"]] = "tokens"
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the samples, for a stage's plan."""

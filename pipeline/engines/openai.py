@@ -247,7 +247,12 @@ class OpenAiEngine:
         Raises:
             UserError: Always.
         """
-        raise UserError("engine.kind = 'openai'", "new weights", "an engine of token ids")
+        raise UserError(
+            "engine.kind = 'openai'",
+            "new weights",
+            "an engine of token ids",
+            'set engine.kind = "embedded", "vllm" or "vllm_server"',
+        )
 
     def close(self) -> None:
         """Nothing is held."""
