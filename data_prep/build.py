@@ -29,7 +29,7 @@ from data_prep import figures
 from data_prep.command_line import run_stage
 from data_prep.config import plugin_config
 from data_prep.errors import UserError, command
-from data_prep.formatting import Formatter, make_formatter, profile_named
+from data_prep.formatting import Formatter, check_tokenizer, make_formatter, profile_named
 from data_prep.jsonl import write_json, write_rows
 from data_prep.judged import (
     Judged,
@@ -211,6 +211,17 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     )
     _tell(statistics, final, time.monotonic() - started)
     return final
+
+
+def check_inputs(config: DataConfig) -> None:
+    """Refuse a configuration whose profile, layout, sources or files are not there.
+
+    Raises:
+        UserError: The first that is not.
+    """
+    profile = profile_named(config.profile, "data.profile")
+    check_tokenizer(config.tokenizer, profile, "data.tokenizer")
+    _inputs(config, profile)
 
 
 def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:

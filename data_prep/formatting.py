@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from jinja2 import TemplateError
@@ -258,6 +259,27 @@ def profile_named(name: str, key: str) -> Profile:
         return load_profile(name)
     except PromptError as error:
         raise from_prompts(key, error) from None
+
+
+def check_tokenizer(settings: TokenizerConfig, profile: Profile, key: str) -> None:
+    """Refuse a layout that is not there, and a given tokenizer's path that cannot be one.
+
+    Raises:
+        UserError: It is so; nothing was loaded.
+    """
+    try:
+        load_layout(settings.layout or profile.layout)
+    except PromptError as error:
+        raise from_prompts(f"{key}.layout", error) from None
+    path = settings.path
+    is_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    if path and not Path(path).is_dir() and not is_hub_id:
+        raise UserError(
+            f"{key}.path",
+            f"no folder {path!r}",
+            "a folder with tokenizer.json, or a hub id such as owner/name",
+            "check the path",
+        )
 
 
 def make_formatter(

@@ -27,7 +27,7 @@ from data_prep.chunk import Task
 from data_prep.command_line import run_stage
 from data_prep.converting import convert_chunks
 from data_prep.errors import UserError, command
-from data_prep.formatting import profile_named
+from data_prep.formatting import check_tokenizer, profile_named
 from data_prep.jsonl import write_json
 from data_prep.mixture_config import MixtureConfig
 from data_prep.mixture_figures import mixture_figures
@@ -138,6 +138,17 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
     final = stage.complete(rows=figures["rows"], tokens=figures["tokens"])
     _tell(figures, timing, final)
     return final
+
+
+def check_inputs(config: MixtureConfig) -> None:
+    """Refuse a configuration whose profile, layout, sources or files are not there.
+
+    Raises:
+        UserError: The first that is not.
+    """
+    profile = profile_named(config.profile, "mixture.profile")
+    check_tokenizer(config.tokenizer, profile, "mixture.tokenizer")
+    _inputs(config, profile)
 
 
 def _inputs(config: MixtureConfig, profile: Profile) -> dict[str, Path]:

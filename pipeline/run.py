@@ -26,7 +26,7 @@ from data_prep.errors import UserError, command
 from pipeline.config import RunConfig, load_run
 from pipeline.methods import create_method
 from pipeline.plan import models_of
-from pipeline.verify import check_checker
+from pipeline.preflight import preflight
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -152,9 +152,7 @@ def main(arguments: list[str]) -> None:
     known = parser.parse_args(arguments)
     run = resolve(known.config, {"seed": known.seed, "out": known.out, "name": known.name})
     stages_of(run)
-    check_checker(run.verify.checker, f"{known.config}, key 'verify.checker'")
-    if run.evaluate is not None and run.evaluate.checker:
-        check_checker(run.evaluate.checker, f"{known.config}, key 'evaluate.checker'")
+    preflight(run)
     if known.dry_run:
         print(dump_toml(run))
         return
