@@ -337,6 +337,13 @@ def load_run(path: str | Path) -> RunConfig:
         UserError: The file is missing or broken, or a key or value is not allowed.
     """
     table = read_toml(path)
+    if "study" in table:
+        raise UserError(
+            f"{path}, key 'study'",
+            "a study of several methods",
+            "the configuration of one run",
+            "start it with python -m pipeline.study, or remove the table",
+        )
     for section in ("name", "out", "data", "model"):
         if section not in table and not (section == "data" and "mixture" in table):
             raise UserError(

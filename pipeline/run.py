@@ -24,6 +24,7 @@ from data_prep.arguments import Arguments
 from data_prep.config import dump_toml, validate
 from data_prep.errors import UserError, command
 from pipeline.config import RunConfig, load_run
+from pipeline.forecast import announce
 from pipeline.methods import create_method
 from pipeline.plan import models_of
 from pipeline.preflight import preflight
@@ -85,8 +86,12 @@ def resolve(path: str | Path, changes: dict[str, Any]) -> RunConfig:
     return validate(RunConfig, {**run.model_dump(), **given}, "command line")
 
 
-def run_all(run: RunConfig) -> None:
+def run_all(run: RunConfig, *, forecasts: bool = True) -> None:
     """Run the stages as processes of their own.
+
+    Args:
+        run: What to run.
+        forecasts: Whether training stages say what they will take, and may refuse it.
 
     Raises:
         SystemExit: With a stage's status, when it fails.
@@ -102,6 +107,8 @@ def run_all(run: RunConfig) -> None:
     for number, (name, words) in enumerate(order, start=1):
         where = ["--run", str(out)] if name == "report" else ["--config", str(config)]
         arguments = [words[0], *where, *words[1:]]
+        if not forecasts and words[0] == "pipeline.train":
+            arguments.append("--no-forecast")
         print(
             f"[{number}/{len(order)}] {name}: python -m {' '.join(arguments)}",
             file=sys.stderr,
@@ -148,15 +155,22 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, help="replaces the configuration's seed")
     parser.add_argument("--out", help="replaces the configuration's run folder")
     parser.add_argument("--name", help="replaces the configuration's name")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved TOML and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved TOML and the forecast, and stop"
+    )
+    parser.add_argument(
+        "--no-forecast", action="store_true", help="start whatever memory, time and disk it takes"
+    )
     known = parser.parse_args(arguments)
     run = resolve(known.config, {"seed": known.seed, "out": known.out, "name": known.name})
     stages_of(run)
     preflight(run)
     if known.dry_run:
         print(dump_toml(run))
-        return
-    run_all(run)
+    if not known.no_forecast:
+        announce(run)
+    if not known.dry_run:
+        run_all(run, forecasts=not known.no_forecast)
 
 
 if __name__ == "__main__":

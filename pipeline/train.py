@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from data_prep.arguments import Arguments
 from data_prep.config import override
-from data_prep.errors import UserError, command
+from data_prep.errors import UserError, command, nearest
 from data_prep.formatting import load_formatter
 from data_prep.run_folder import Stage
 from pipeline import divergence
@@ -48,6 +48,7 @@ from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.correction import gap_figures, importance
 from pipeline.critic import Critic, critic_of, load_scalar_model, value_head
 from pipeline.engines import sample_seed
+from pipeline.forecast import announce
 from pipeline.generate import checkpoint_of, profile_of
 from pipeline.methods import Method, create_method
 from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
@@ -604,6 +605,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--stage", help="which [[train]] table; needed where there are several")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
+    parser.add_argument(
+        "--no-forecast", action="store_true", help="start whatever memory, time and disk it takes"
+    )
     known, rest = parser.parse_known_args(arguments)
     run = load_run(known.config)
     names = [stage.name for stage in run.train]
@@ -618,7 +622,7 @@ def main(arguments: list[str]) -> None:
     if name not in names:
         raise UserError(
             str(known.config),
-            f"no training stage {name!r}",
+            f"no training stage {name!r} {nearest(name, names)}".rstrip(),
             f"one of {', '.join(names)}",
             "mend --stage",
         )
@@ -628,8 +632,14 @@ def main(arguments: list[str]) -> None:
         program="python -m pipeline.train",
         description=str(__doc__),
     )
+    changed = tuple(config if stage.name == name else stage for stage in run.train)
+    run = run.model_copy(update={"train": changed})
+    refuse_nonsense(run, config, create_method(config.method))
     if known.dry_run:
         print(config.model_dump_json(indent=2))
+    if not known.no_forecast:
+        announce(run, [name])
+    if known.dry_run:
         return
     print(f"checkpoint: {train(run, config) / 'checkpoint'}", file=sys.stderr)
 
