@@ -518,7 +518,7 @@ def table(found: Sequence[Forecast], rate: float, lengths: Lengths) -> str:
         lengths: What it was made from.
     """
     head = ("stage", "memory", "tokens", "time", "disk", "most of the memory")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for stage in found:
         if stage.unknown:
             lines.append((stage.stage, "?", "?", "?", "?", stage.unknown))
