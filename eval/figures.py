@@ -140,8 +140,14 @@ def suite_values(
     if greedy:
         values["greedy"] = np.array([float(row.is_correct) for row in greedy])
     values |= vote_metrics([votes_of(group) for group in sampled], ks)
-    spelled = vote_metrics([spelled_votes_of(group) for group in sampled], ks)
-    values |= {f"maj@{k}_string": spelled[f"maj@{k}"] for k in ks}
+    spelled = [
+        majority_at_k(votes.classes, votes.correct, ks)  # type: ignore[arg-type]
+        for votes in map(spelled_votes_of, sampled)
+    ]
+    values |= {
+        f"maj@{k}_string": np.array([found[position].expected for found in spelled])
+        for position, k in enumerate(ks)
+    }
     if scores is not None:
         values |= reward_metrics([votes_of(group) for group in sampled], scores, ks)
     tests = {
