@@ -10,10 +10,13 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import NoReturn
 
 from prompts import PromptError
+from verifiers.plain import plain
 
 
 class UserError(Exception):
@@ -58,6 +61,7 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
     `--debug` anywhere on the command line shows the full traceback instead.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.excepthook = _show_traceback
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -66,7 +70,7 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         if debug:
@@ -85,9 +89,10 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
         if debug:
             raise
         where = error.filename or "the operating system"
+        found = f"error: {where}: {error.strerror or error}"
         print(
-            f"error: {where}: {error.strerror or error}\n  what to do: mend it; what was complete "
-            "is kept, and the same command goes on from there",
+            f"{plain(found)}\n  what to do: mend it; what was complete is kept, and the same "
+            "command goes on from there",
             file=sys.stderr,
         )
         raise SystemExit(2) from None
@@ -97,3 +102,10 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
 def _interrupt(number: int, frame: object) -> NoReturn:
     """End on SIGTERM as on Ctrl-C: clean up, and say how to go on."""
     raise KeyboardInterrupt
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print a traceback whose message, which may quote data, cannot steer the terminal."""
+    print(plain("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

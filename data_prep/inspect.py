@@ -18,6 +18,7 @@ from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.loader import Sequences
 from data_prep.tokenizer import control_tokens, load_tokenizer
+from verifiers.plain import plain
 
 GREEN, RED, DIM, OFF = "\x1b[42;30m", "\x1b[31;1m", "\x1b[2m", "\x1b[0m"
 
@@ -45,7 +46,7 @@ def coloured(texts: Sequence[str], mask: Sequence[int], control: Sequence[bool])
     parts = []
     for text, bit, is_control in zip(texts, mask, control, strict=True):
         colour = (GREEN if bit else DIM) + (RED if is_control else "")
-        parts.append(f"{colour}{text}{OFF}")
+        parts.append(f"{colour}{plain(text)}{OFF}")
     return "".join(parts)
 
 
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> None:
     title, ids, mask = read_row(stage, options.split, options.row)
     tokenizer: Any = load_tokenizer(str(stage / "tokenizer"))
     texts = [tokenizer.decode([token]) for token in ids]
-    print(f"{title}: {len(ids)} tokens, {sum(mask)} carry loss")
+    print(f"{plain(title)}: {len(ids)} tokens, {sum(mask)} carry loss")
     if options.plain or not sys.stdout.isatty():
         print(lines(ids, mask, texts))
     else:

@@ -6,33 +6,55 @@ import codecs
 import json
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import UserError
 
 Row = dict[str, Any]
+# What is longer is no row and no note, and would only fill the memory: the longest rows that are
+# written here, rollouts of 32,000 tokens with their log-probs, have about 1 MB.
+LONGEST_ROW = 64 << 20
+LARGEST_DOCUMENT = 256 << 20
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
     """Yield (line number from 1, object) for every non-blank line.
 
     Raises:
-        UserError: The file is missing or empty of rows, a line is not UTF-8, not JSON, or
-            not an object.
+        UserError: The file is missing or empty of rows, a line is too long, not UTF-8, not
+            JSON, or not an object.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(str(path), "no such file", "a JSON lines file", "check the path")
     rows = 0
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(lines_of(file, path), start=1):
             if not raw.strip():
                 continue
             rows += 1
             yield number, parse_row(raw, f"{path}, line {number}")
     if not rows:
         raise UserError(str(path), "no rows", "at least one JSON object", "check the file")
+
+
+def lines_of(file: IO[bytes], path: str | Path) -> Iterator[bytes]:
+    """Yield a file's lines, the line feeds included.
+
+    Raises:
+        UserError: A line is longer than `LONGEST_ROW`.
+    """
+    for number, raw in enumerate(iter(partial(file.readline, LONGEST_ROW + 1), b""), start=1):
+        if len(raw) > LONGEST_ROW:
+            raise UserError(
+                f"{path}, line {number}",
+                f"a line of more than {LONGEST_ROW >> 20} MiB",
+                "one JSON object a line",
+                "check that the file is JSON lines and was not cut or joined",
+            )
+        yield raw
 
 
 def parse_row(raw: bytes, where: str) -> Row:
@@ -137,14 +159,25 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, most: int = LARGEST_DOCUMENT) -> Any:
     """Read one JSON document.
 
+    Args:
+        path: The file.
+        most: Largest file that is read, bytes.
+
     Raises:
-        UserError: The file is missing or not JSON.
+        UserError: The file is missing, too large or not JSON.
     """
     path = Path(path)
     try:
+        if (size := path.stat().st_size) > most:
+            raise UserError(
+                str(path),
+                f"{size >> 20} MiB",
+                f"a JSON document of at most {most >> 20} MiB",
+                "check that it is the file that was meant; rows belong into a .jsonl file",
+            )
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(str(path), "no such file", "a JSON file", "check the path") from None

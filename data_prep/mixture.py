@@ -41,6 +41,7 @@ from data_prep.shards import Document, TokenFiles, write_shards
 from data_prep.sources._files import FilesConfig
 from data_prep.tokenizer import load_tokenizer, model_path, tokenizer_files, with_tokenizer
 from prompts import Profile
+from verifiers.plain import plain
 
 
 def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
@@ -248,7 +249,7 @@ def _tell(figures: dict[str, Any], timing: dict[str, float], folder: Path) -> No
         f"{figures['packing']['train']['efficiency']:.4f}, {timing['rows_per_s']:.0f} rows/s, "
         f"{timing['tokens_per_s']:.0f} tokens/s, {timing['all_s']:.1f} s: {folder}"
     )
-    print("\n".join(lines), file=sys.stderr)
+    print(plain("\n".join(lines)), file=sys.stderr)
 
 
 def main(arguments: list[str]) -> None:

@@ -8,7 +8,6 @@ decided by its policies, in one place, never by the source.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.errors import UserError
-from data_prep.jsonl import Row, parse_row
+from data_prep.jsonl import Row, lines_of, parse_row, read_json
 from data_prep.plugins import load_plugin
 from data_prep.schema import Item, Split
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from data_prep.sources._files import FilesConfig
 
 LINES = (".jsonl", ".ndjson")
+# Bytes of a JSON array, which is read whole; published sets have up to 400 MB.
+LARGEST_ARRAY = 2 << 30
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
 
 
@@ -194,7 +195,8 @@ def _raw(stretch: Stretch) -> Iterator[tuple[int, bytes | Row]]:
         return
     with Path(stretch.path).open("rb") as file:
         file.seek(stretch.offset)
-        for number, raw in enumerate(islice(file, stop), start=stretch.first):
+        lines = islice(lines_of(file, stretch.path), stop)
+        for number, raw in enumerate(lines, start=stretch.first):
             if raw.strip():
                 yield number, raw
 
@@ -202,7 +204,7 @@ def _raw(stretch: Stretch) -> Iterator[tuple[int, bytes | Row]]:
 def _line_stretches(whole: Stretch, rows: int) -> Iterator[Stretch]:
     first, offset, position, count = 0, 0, 0, 0
     with Path(whole.path).open("rb") as file:
-        for raw in file:
+        for raw in lines_of(file, whole.path):
             position += len(raw)
             count += 1
             if count == rows:
@@ -236,11 +238,11 @@ def _table(path: str) -> Any:
     file = Path(path)
     if file.suffix == ".json":
         try:
-            rows = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            rows = read_json(file, LARGEST_ARRAY)
+        except UserError as error:
             raise UserError(
-                path,
-                f"not JSON: {error}",
+                error.where,
+                error.found,
                 "a JSON array of rows",
                 "mend the file; JSON lines belong into a .jsonl file",
             ) from None

@@ -96,7 +96,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         UserError: It is not there, or is not a fast tokenizer.
     """
     try:
-        tokenizer: Any = _class_of(path).from_pretrained(path)
+        tokenizer: Any = _class_of(path).from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"tokenizer {path!r}",

@@ -29,6 +29,7 @@ from eval.grading import read_graded
 from eval.reward_model import read_scores
 from eval.score import read_answers
 from eval.statistics import bootstrap_means, holm, mcnemar, paired_difference
+from verifiers.plain import plain
 
 LEVEL = 0.05
 
@@ -287,7 +288,7 @@ def main(arguments: list[str]) -> None:
                     "choose a metric that all have",
                 )
         results[suite] = compare(candidates, metric, resamples=known.bootstrap, seed=known.seed)
-        print(render(suite, results[suite], candidates[0].questions, known.items))
+        print(plain(render(suite, results[suite], candidates[0].questions, known.items)))
     if known.output is not None:
         write_json(known.output, results)
 

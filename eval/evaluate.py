@@ -50,6 +50,7 @@ from pipeline.model import load_tokenizer
 from pipeline.samples import read_samples
 from pipeline.verify import open_pool
 from verifiers import VerifierPool
+from verifiers.plain import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +181,9 @@ def evaluate(job: Job) -> Path:
         cleanup.callback(engine.close)
         pools: dict[str, VerifierPool] = {}
         for name, rows in problems.items():
-            print(f"{job.name} on {name}: {len(rows)} questions", file=sys.stderr)
+            print(plain(f"{job.name} on {name}: {len(rows)} questions"), file=sys.stderr)
             # Whole prompts are for --dry-run; here it is only that nobody samples blindly.
-            print("\n".join(f"  {shorten(line)}" for line in notes[name]), file=sys.stderr)
+            print(plain("\n".join(f"  {shorten(line)}" for line in notes[name])), file=sys.stderr)
             plan, folder = plans[name], work / name
             folder.mkdir(exist_ok=True)
             write_json(folder / "generation.json", plan.generation)

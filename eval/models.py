@@ -7,6 +7,10 @@ from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json
+from pipeline.model import PICKLED, refuse_pickles
+
+# safetensors itself takes no longer one.
+LONGEST_HEADER = 100_000_000
 
 
 def fetch_model(model: str) -> tuple[Path, str]:
@@ -27,7 +31,8 @@ def fetch_model(model: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(model))
+        # Pickled weights are not read, so they are not fetched.
+        folder = Path(snapshot_download(model, ignore_patterns=[f"*{s}" for s in PICKLED]))
     except Exception as error:
         raise UserError(
             model,
@@ -49,14 +54,15 @@ def check_model(folder: Path) -> None:
     """Check that a model folder is complete, before anything is loaded.
 
     Raises:
-        UserError: The folder is not there, a file that every model folder has is missing, or a
-            weights file is missing or cut short.
+        UserError: The folder is not there, a file that every model folder has is missing, its
+            weights are pickled, or a weights file is missing or cut short.
     """
     if not folder.is_dir():
         raise UserError(str(folder), "no such folder", "a model folder", "check the path")
+    refuse_pickles(folder)
     needed = {
         "config.json": ("config.json",),
-        "weights": ("*.safetensors", "pytorch_model*.bin"),
+        "weights": ("*.safetensors",),
         "a tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.json"),
     }
     for what, patterns in needed.items():
@@ -96,12 +102,12 @@ def _check_whole(path: Path) -> None:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= size:
+            if not 0 < length <= min(size, LONGEST_HEADER):
                 raise ValueError
             header = json.loads(file.read(length))
         ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = -1
     if whole != size:
         expected = f"{whole} bytes, as its header says" if whole > 0 else "a safetensors header"

@@ -23,6 +23,7 @@ from eval.grading import classes_of
 from eval.transcripts import answer_text
 from pipeline.verify import open_pool
 from verifiers import Verdict, VerifierPool
+from verifiers.plain import plain
 
 GSM8K_RUNS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
@@ -172,11 +173,12 @@ def main(arguments: list[str]) -> None:
         print(line)
     found = disagreements(samples, verdicts)
     for row in found[:20]:
-        print(
+        words = (
             f"  {row['run']}, {row['problem_id'][:50]!r} sample {row['sample_index']}: recorded "
             f"{row['recorded']}, found {row['outcome']} ({row['rule']}): gold {row['gold']!r}, "
             f"extracted {row['extracted']!r}"
         )
+        print(plain(words))
     if known.output is not None:
         write_rows(known.output, found)
     if known.rows is not None:

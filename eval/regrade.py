@@ -32,6 +32,7 @@ from pipeline.engines import Prompt
 from pipeline.samples import Sample, read_samples
 from pipeline.verify import open_pool
 from verifiers import VerifierPool
+from verifiers.plain import plain
 
 FILES = {"samples": "verdicts.jsonl", "greedy": "greedy_verdicts.jsonl"}
 
@@ -162,7 +163,7 @@ def show(suite: str, found: dict[str, Any]) -> None:
     """Print what a second grading of a suite found."""
     avg = next(m for m in found["first"] if m.startswith("avg@"))
     print(
-        f"{suite}: {avg} {100 * found['first'][avg]['value']:.2f} → "
+        f"{plain(suite)}: {avg} {100 * found['first'][avg]['value']:.2f} → "
         f"{100 * found['figures'][avg]['value']:.2f}; the graders disagree on "
         f"{found['disagreements']} of {found['samples']} samples"
     )
@@ -173,11 +174,12 @@ def show(suite: str, found: dict[str, Any]) -> None:
                 f"[{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
             )
     for row in found["rows"][:10]:
-        print(
+        words = (
             f"  {row['problem_id']} {row['label']} {row['sample_index']}: "
             f"{row['first']} ({row['first_rule']}, {row['first_answer']!r}) → "
             f"{row['second']} ({row['second_rule']}, {row['second_answer']!r})"
         )
+        print(plain(words))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pipeline.engines import EngineConfig
 from pipeline.generate import checkpoint_of
 from pipeline.methods import create_method
 from pipeline.verify import check_checker
+from verifiers.plain import plain
 
 
 class EngineChoice(Config):
@@ -359,13 +360,13 @@ def main(arguments: list[str]) -> None:
             print(f"{job.name}: {job.model} with {job.engine.model_dump_json()}")
         problems = {suite.name: suite.load(config.limit) for suite in jobs[0].suites}
         for name, rows in problems.items():
-            print(f"  {name}: {len(rows)} questions")
+            print(plain(f"  {name}: {len(rows)} questions"))
         for name, lines in prompts_of(jobs[0], problems)[1].items():
-            print(f"{name}:", *lines, sep="\n  ")
+            print(plain("\n  ".join([f"{name}:", *lines])))
         print(config.model_dump_json(indent=2))
         return
     folders = [evaluate(job) for job in jobs]
-    print(table(folders))
+    print(plain(table(folders)))
 
 
 if __name__ == "__main__":

@@ -207,11 +207,12 @@ def merge(base: str, adapter: Path, out: Path) -> None:
     """
     from data_prep.jsonl import read_json
     from pipeline.critic import load_scalar_model
-    from pipeline.model import load_model, load_tokenizer
+    from pipeline.model import load_model, load_tokenizer, refuse_pickles
 
     if out.exists():
         raise UserError(str(out), "is there already", "a new folder", "give another --out")
     plan = read_json(adapter / "adapter_config.json")
+    refuse_pickles(adapter)
     peft = import_peft("--adapter")
     scores = plan.get("task_type") == "SEQ_CLS"
     model: Any = load_scalar_model(base) if scores else load_model(base)

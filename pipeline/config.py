@@ -287,6 +287,14 @@ class RunConfig(Config):
         return Path(self.out) / ("mixture" if self.data is None else "data") / "tokenizer"
 
     @model_validator(mode="after")
+    def _code_of_the_model(self) -> RunConfig:
+        if self.model.trust_remote_code and "trust_remote_code" in type(self.engine).model_fields:
+            # The engine loads what the trainer does; one key allows both.
+            engine = self.engine.model_copy(update={"trust_remote_code": True})
+            object.__setattr__(self, "engine", engine)
+        return self
+
+    @model_validator(mode="after")
     def _some_data(self) -> RunConfig:
         data, mixture = self.data, self.mixture
         if data is None and mixture is None:

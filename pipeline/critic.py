@@ -62,23 +62,32 @@ def value_head(policy: PreTrainedModel) -> Critic:
     return Critic(head)
 
 
-def load_scalar_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
+def load_scalar_model(
+    path: str | Path, dtype: str = "float32", trust_remote_code: bool = False
+) -> PreTrainedModel:
     """Load a model with one scalar a state: a reward model, or a causal LM with a new head.
 
     A new head is all zeros: rewards start equal, and a Bradley–Terry loss at log 2.
 
+    Args:
+        path: Folder or hub id; its weights are safetensors.
+        dtype: Precision of its parameters.
+        trust_remote_code: Whether Python files that come with it may run.
+
     Raises:
-        UserError: There is no such model, its files are damaged, or it has several labels.
+        UserError: There is no such model, its files are damaged, its weights are pickled, it
+            needs code of its own, or it has several labels.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    from pipeline.model import in_own_precision, torch_dtype
+    from pipeline.model import in_own_precision, refuse_pickles, torch_dtype
 
     logging.disable_progress_bar()
     level = logging.get_verbosity()
+    refuse_pickles(path)
     try:
-        config = AutoConfig.from_pretrained(str(path))
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
         trained = any("SequenceClassification" in a for a in config.architectures or ())
         if trained and config.num_labels != 1:
             raise UserError(
@@ -89,7 +98,11 @@ def load_scalar_model(path: str | Path, dtype: str = "float32") -> PreTrainedMod
             )
         logging.set_verbosity_error()  # that the head is new is meant
         model = AutoModelForSequenceClassification.from_pretrained(
-            str(path), num_labels=1, dtype=torch_dtype(dtype)
+            str(path),
+            num_labels=1,
+            dtype=torch_dtype(dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
     except UserError:
         raise

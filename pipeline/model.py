@@ -30,6 +30,8 @@ class ModelConfig(Config):
         context: Longest prompt plus completion, in tokens.
         rope_theta: Base of the rotary position embedding.
         dtype: Precision of the trained parameters.
+        trust_remote_code: Whether Python files that come with the model at `path` may run, as
+            architectures that transformers does not know need it. Without it they are refused.
     """
 
     path: str = ""
@@ -42,6 +44,7 @@ class ModelConfig(Config):
     context: int = Field(default=1024, ge=16)
     rope_theta: float = Field(default=10000.0, gt=0.0)
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
@@ -88,19 +91,32 @@ def build_model(
     return in_own_precision(model)
 
 
-def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
-    """Load a causal LM from a folder or hub id.
+def load_model(
+    path: str | Path, dtype: str = "float32", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal LM from a folder or hub id, from safetensors alone.
+
+    Args:
+        path: Folder or hub id.
+        dtype: Precision of its parameters.
+        trust_remote_code: Whether Python files that come with it may run.
 
     Raises:
-        UserError: There is no such model, or its files are damaged.
+        UserError: There is no such model, its files are damaged, its weights are pickled, or it
+            needs code of its own.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
+    refuse_pickles(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype(dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=torch_dtype(dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
     except Exception as error:  # the loaders raise everything from OSError to SafetensorError
         raise UserError(
             str(path),
@@ -109,6 +125,31 @@ def load_model(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
             "check the path, or fetch the model first",
         ) from error
     return in_own_precision(model)
+
+
+# What torch.save writes: reading a pickle can run any code that its author put there.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def refuse_pickles(folder: str | Path) -> None:
+    """Refuse a model or adapter folder whose weights are pickled and not in safetensors.
+
+    A hub id passes: there transformers is told to take safetensors or nothing.
+
+    Raises:
+        UserError: They are.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    if pickled := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED):
+        raise UserError(
+            str(folder),
+            f"pickled weights ({pickled[0]}), which can run code when they are read",
+            "weights in safetensors",
+            "take the model's safetensors, or where you trust the file: load it elsewhere and "
+            "write it with save_pretrained",
+        )
 
 
 def in_own_precision(model: PreTrainedModel) -> PreTrainedModel:
@@ -142,7 +183,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        # A tokenizer of tokenizer.json needs no code; False also keeps transformers from asking
+        # on the terminal.
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:
         raise UserError(
             str(path),

@@ -36,6 +36,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from data_prep.config import Config
+from verifiers.plain import plain
 
 Row = dict[str, Any]
 
@@ -135,10 +136,8 @@ class Monitor:
 
     def say(self, warned: Warned) -> None:
         """Print a warning above the progress bar."""
-        tqdm.write(
-            f"warning: stage {self.label!r}, step {warned.step}: {warned.found}. {warned.advice}",
-            file=sys.stderr,
-        )
+        words = f"stage {self.label!r}, step {warned.step}: {warned.found}. {warned.advice}"
+        tqdm.write(plain(f"warning: {words}"), file=sys.stderr)
 
     def _mean(self, rows: list[Row], key: str) -> float | None:
         """Return the mean of a figure over the rows that have it; None where none has."""

@@ -42,6 +42,7 @@ from data_prep.jsonl import read_json, read_rows, write_json
 from pipeline.config import RunConfig
 from pipeline.methods import create_method
 from pipeline.run import stages_of
+from verifiers.plain import plain
 
 COLOURS = [
     "#4477aa",
@@ -565,7 +566,7 @@ def main(arguments: list[str]) -> None:
     run_study(study)
     figures = collect(study)
     page = write_page(study, figures, Path(study.run.out))
-    print((page.parent / "study.md").read_text(encoding="utf-8"))
+    print(plain((page.parent / "study.md").read_text(encoding="utf-8")))
     print(f"study: {time.monotonic() - began:.0f} s", file=sys.stderr)
     print(page)
 

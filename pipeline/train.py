@@ -518,7 +518,7 @@ def build_trainer(
 ) -> Trainer:
     """Load or build the models of a stage."""
     device = pick_device(run.engine.device)  # type: ignore[attr-defined]
-    dtype = run.model.dtype
+    dtype, trust = run.model.dtype, run.model.trust_remote_code
     if method.trains == "scores":
         if init is None:
             raise UserError(
@@ -527,26 +527,28 @@ def build_trainer(
                 "a trained model to judge with",
                 'set init = "sft"',
             )
-        judge: Any = load_scalar_model(init, dtype).to(device)  # type: ignore[arg-type]
+        judge: Any = load_scalar_model(init, dtype, trust).to(device)  # type: ignore[arg-type]
         adapters = _adapters(run, config, judge, "scores")
         _checkpointing(config, judge)
         return Trainer(run, config, method, judge.train(), adapters=adapters)
     model: Any = (
-        build_model(run.model, tokenizer, run.seed) if init is None else load_model(init, dtype)
+        build_model(run.model, tokenizer, run.seed)
+        if init is None
+        else load_model(init, dtype, trust)
     ).to(device)  # type: ignore[arg-type]
     adapters = _adapters(run, config, model)
     _checkpointing(config, model)
     reference: Any = None
     if method.reference or config.watch_reference:
         # Without its adapters the model is its own reference.
-        reference = model if adapters else load_model(str(init), dtype).requires_grad_(False)
+        reference = model if adapters else load_model(str(init), dtype, trust).requires_grad_(False)
         reference = reference.to(device)  # type: ignore[arg-type]
     critic = None
     if method.critic == "head":
         critic = value_head(model)
     elif method.critic == "separate":
         start = checkpoint_of(run, method.critic_init) if method.critic_init else str(init)
-        scalar: Any = load_scalar_model(start, dtype).to(device)  # type: ignore[arg-type]
+        scalar: Any = load_scalar_model(start, dtype, trust).to(device)  # type: ignore[arg-type]
         _adapters(run, config, scalar, "scores")
         _checkpointing(config, scalar)
         critic = critic_of(scalar.train())

@@ -139,7 +139,7 @@ def _read(path: Path, record: type[Layout] | type[Profile], computed: set[str]) 
     """Read a TOML file whose keys are the fields of a record."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also no UTF-8, nested too deep
         raise PromptError(str(path), f"not TOML: {error}", "a TOML file", "mend the line") from None
     kinds = {field.name: str(field.type) for field in fields(record) if field.name not in computed}
     for key in table:

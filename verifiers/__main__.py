@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from .plain import plain
 from .verdict import Outcome
 
 _COMMANDS = ("explain", "grade", "audit", "check")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(error)}", file=sys.stderr)
         return 2
 
 
@@ -85,7 +86,7 @@ def _explain(options: argparse.Namespace) -> int:
         print(json.dumps(verdict.to_dict()))
     else:
         for line in explain(options.gold, text, policy):
-            print(line)
+            print(plain(line))
     return 0 if verdict.is_correct else 1
 
 
@@ -111,7 +112,7 @@ def _audit(options: argparse.Namespace) -> int:
         counts["rows"] += 1
         if finding is not None:
             counts[finding.problem] += 1
-            print(json.dumps(finding._asdict(), ensure_ascii=False))
+            print(plain(json.dumps(finding._asdict(), ensure_ascii=False)))
     found = counts.total() - counts["rows"]
     parts = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()) if name != "rows")
     print(
@@ -128,9 +129,8 @@ def _check(options: argparse.Namespace) -> int:
         raise ValueError(f"--options is {options.options!r}, expected a JSON object")
     results = run(options.kind, given)
     for name, problem in results:
-        print(
-            f"{'ok    ' if problem is None else 'FAILED'} {name}{f': {problem}' if problem else ''}"
-        )
+        state = "ok    " if problem is None else "FAILED"
+        print(plain(f"{state} {name}{f': {problem}' if problem else ''}"))
     failed = sum(problem is not None for _, problem in results)
     print(f"{len(results) - failed} passed, {failed} failed")
     return 1 if failed else 0

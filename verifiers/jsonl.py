@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+# Characters of a line; what is longer is no row, and would only fill the memory.
+_LONGEST = 64 << 20
 
 
 class RowError(ValueError):
@@ -22,17 +26,22 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         The line number from 1, and the object; empty lines are passed over.
 
     Raises:
-        RowError: No such file, a line that is no JSON object.
+        RowError: No such file, a line that is too long or no JSON object.
     """
     if not path.is_file():
         raise RowError(f"no file {str(path)!r}; give a file with one JSON object a line")
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(partial(lines.readline, _LONGEST + 1), ""), start=1):
+            if len(line) > _LONGEST:
+                raise RowError(
+                    f"{path}, line {number}: more than {_LONGEST} characters; expected one JSON "
+                    "object a line"
+                )
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RowError(
                     f"{path}, line {number}: not JSON ({error}); expected one object a line"
                 ) from error

@@ -25,8 +25,15 @@ from typing import Literal
 import httpx
 
 from data_prep.errors import UserError
-from pipeline.engines._vllm import LOGPROBS_MODE, VllmConfig, batched_tokens, missing
+from pipeline.engines._vllm import (
+    LOAD_FORMAT,
+    LOGPROBS_MODE,
+    VllmConfig,
+    batched_tokens,
+    missing,
+)
 from pipeline.engines._worker import EXTENSION
+from pipeline.model import refuse_pickles
 
 Transfer = Literal["auto", "folder", "ipc", "nccl"]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -65,6 +72,7 @@ class Servers:
         """
         if importlib.util.find_spec("vllm") is None:
             raise missing("vllm_server", ImportError("there is no module vllm"))
+        refuse_pickles(model)
         import torch
 
         gpus = torch.cuda.device_count()
@@ -157,6 +165,8 @@ def command(
     words += ["--model", str(model), "--host", host, "--port", str(port)]
     words += ["--dtype", config.dtype, "--logprobs-mode", LOGPROBS_MODE, "--seed", "0"]
     words += ["--max-num-seqs", str(config.max_sequences), "--enable-scale-out"]
+    words += ["--load-format", LOAD_FORMAT]
+    words += ["--trust-remote-code"] if config.trust_remote_code else []
     words += ["--disable-log-stats", "--disable-uvicorn-access-log"]
     words += ["--worker-extension-cls", EXTENSION]
     if on_gpu:
@@ -164,7 +174,8 @@ def command(
         words += ["--tensor-parallel-size", str(config.tensor_parallel)]
     else:
         words += ["--enforce-eager", "--no-enable-chunked-prefill"]
-        words += ["--max-num-batched-tokens", str(batched_tokens(str(model)))]
+        most = batched_tokens(str(model), config.trust_remote_code)
+        words += ["--max-num-batched-tokens", str(most)]
     if transfer in ("nccl", "ipc"):
         words += ["--weight-transfer-config", json.dumps({"backend": transfer})]
     return words

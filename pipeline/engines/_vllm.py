@@ -17,7 +17,7 @@ a killed run loses nothing either way.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ from data_prep.errors import UserError
 from pipeline.engines import EngineConfig, Prompt, Sampling
 
 LOGPROBS_MODE = "processed_logprobs"
+# vLLM's default falls back to pickled weights.
+LOAD_FORMAT = "safetensors"
 
 
 class VllmConfig(EngineConfig):
@@ -35,12 +37,17 @@ class VllmConfig(EngineConfig):
         gpu_memory_share: Share of a GPU's memory that vLLM may take.
         tensor_parallel: GPUs that one model is split over.
         max_sequences: Samples that run side by side.
+        trust_remote_code: Whether Python files that come with a model may run; in a run's
+            configuration `model.trust_remote_code` sets it.
     """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"trust_remote_code"})
 
     memory_gib: int = Field(default=1, ge=1)
     gpu_memory_share: float = Field(default=0.5, gt=0.0, le=1.0)
     tensor_parallel: int = Field(default=1, ge=1)
     max_sequences: int = Field(default=256, ge=1)
+    trust_remote_code: bool = False
 
 
 def sampling_values(prompt: Prompt, sampling: Sampling, seed: int, context: int) -> dict[str, Any]:
@@ -82,7 +89,7 @@ def refusal(prompt: Prompt, context: int) -> str | None:
     )
 
 
-def batched_tokens(model: str) -> int:
+def batched_tokens(model: str, trust_remote_code: bool = False) -> int:
     """Return the token budget of one step on a CPU, where a prompt is taken whole.
 
     On a CPU a seeded request whose prompt is prefilled in pieces ends vLLM ("CPU Generator does
@@ -90,7 +97,8 @@ def batched_tokens(model: str) -> int:
     """
     from transformers import AutoConfig
 
-    return max(4096, int(AutoConfig.from_pretrained(model).max_position_embeddings))
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return max(4096, int(config.max_position_embeddings))
 
 
 def missing(kind: str, error: ImportError) -> UserError:

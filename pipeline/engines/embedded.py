@@ -21,7 +21,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -44,13 +44,18 @@ class Config(EngineConfig):
         memory_gib: Most memory for the keys and values of completions, GiB; where `slots`
             samples of full length would not fit, fewer run side by side.
         cuda_graphs: Whether steps on a GPU are captured and replayed.
+        trust_remote_code: Whether Python files that come with a model may run; in a run's
+            configuration `model.trust_remote_code` sets it.
     """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"trust_remote_code"})
 
     kind: str = "embedded"
     slots: int = Field(default=512, ge=1)
     refill_share: float = Field(default=0.25, gt=0.0, le=1.0)
     memory_gib: float = Field(default=16.0, gt=0.0)
     cuda_graphs: bool = True
+    trust_remote_code: bool = False
 
 
 class EmbeddedEngine:
@@ -66,7 +71,7 @@ class EmbeddedEngine:
         self.config = config
         self.policy_version = 0
         self.device = pick_device(config.device)
-        loaded: Any = load_model(model, config.dtype)
+        loaded: Any = load_model(model, config.dtype, config.trust_remote_code)
         self.tokenizer: Any = load_tokenizer(model)
         self._batch: _Batch | None = None
         self.decoder: Decoder | ForwardDecoder

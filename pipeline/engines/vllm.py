@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_prep.errors import UserError
 from pipeline.engines import Completion, Group, Prompt, Sampling, sample_seed
 from pipeline.engines._vllm import (
+    LOAD_FORMAT,
     LOGPROBS_MODE,
     VllmConfig,
     batched_tokens,
@@ -35,6 +36,7 @@ from pipeline.engines._vllm import (
     sampling_values,
 )
 from pipeline.engines._worker import pack_again
+from pipeline.model import refuse_pickles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +71,7 @@ class VllmEngine:
         """
         import torch
 
+        refuse_pickles(model)
         on_gpu = torch.cuda.is_available()
         for key, needs in (("sleep", config.sleep), ("transfer", config.transfer == "ipc")):
             if needs and not on_gpu:
@@ -96,7 +99,7 @@ class VllmEngine:
         options: dict[str, Any] = {
             "enforce_eager": True,
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": batched_tokens(str(model)),
+            "max_num_batched_tokens": batched_tokens(str(model), config.trust_remote_code),
         }
         if on_gpu:
             options = {
@@ -109,6 +112,8 @@ class VllmEngine:
         self._llm: Any = vllm.LLM(
             model=str(model),
             dtype=config.dtype,
+            load_format=LOAD_FORMAT,
+            trust_remote_code=config.trust_remote_code,
             logprobs_mode=LOGPROBS_MODE,
             max_num_seqs=config.max_sequences,
             disable_log_stats=True,

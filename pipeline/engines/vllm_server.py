@@ -55,6 +55,7 @@ from pipeline.engines._servers import Servers, free_ports, is_loopback
 from pipeline.engines._vllm import LOGPROBS_MODE, VllmConfig, refusal, sampling_values
 from pipeline.engines._worker import EXTENSION
 from pipeline.model import load_tokenizer
+from verifiers.plain import plain
 
 START = "start it with `python -m pipeline.serve`, or without `urls` let this engine start its own"
 
@@ -76,6 +77,7 @@ class Config(VllmConfig):
     # What may change without another result: they take no part in a stage's plan.
     incidental: ClassVar[frozenset[str]] = frozenset(
         {"urls", "servers", "transfer", "folder", "timeout_s", "start_s", "retries"}
+        | VllmConfig.incidental
     )
 
     kind: str = "vllm_server"
@@ -476,7 +478,7 @@ class ServerEngine:
         )
 
     def _say(self, text: str) -> None:
-        tqdm.write(f"warning: {text}", file=sys.stderr)
+        tqdm.write(plain(f"warning: {text}"), file=sys.stderr)
 
     def close(self) -> None:
         """Leave the servers; end those that this engine started."""

@@ -91,7 +91,7 @@ def item_of(gold: str) -> dict[str, Any]:
     if gold.lstrip().startswith("{"):
         try:
             found = json.loads(gold)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
             return found
