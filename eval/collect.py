@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.config import fingerprint, read_toml
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json, read_rows, write_json
-from data_prep.run_folder import input_hash
+from data_prep.run_folder import folder_name, input_hash
 from data_prep.schema import Problem, read_problems
 from eval.contamination import contamination, training_questions
 from eval.figures import SCHEMA
@@ -91,7 +91,10 @@ def collect(
         raise UserError(str(config_file), "no such file", "the run's TOML", "mend --config")
     config_file = config_file or run / "config.toml"
     table = read_toml(config_file) if config_file.is_file() else {}
-    trained = [stage["name"] for stage in table.get("train", [])]
+    trained = [
+        folder_name(stage.get("name"), f"{config_file}, name of a stage")
+        for stage in table.get("train", [])
+    ]
     # Without a configuration, methods come in the order in which they are usually run.
     order = {name: position for position, name in enumerate(trained or USUAL_ORDER)}
     checkpoints = sorted(folders, key=lambda name: (order.get(name, len(order)), name))

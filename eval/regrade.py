@@ -154,6 +154,13 @@ def main(arguments: list[str]) -> None:
             checker = profile.checkers.get(was["language"], profile.checker)
         else:
             checker = {"kind": known.checker} | options if known.checker else was["checker"]
+            if not known.checker and str(checker["kind"]).endswith(".py"):
+                raise UserError(
+                    str(folder / "grading.json"),
+                    f"a checker in a file of its own, {checker['kind']}",
+                    "the file named by you: what a folder says is not run",
+                    f"look at it, and add --checker {checker['kind']}",
+                )
         with open_pool(checker, known.workers, known.time_limit_s) as pool:
             stops = profile.stop if profile is not None else ()
             show(folder.name, regrade(folder, pool, checker, stops=stops, reward=reward))

@@ -21,6 +21,7 @@ from data_prep.arguments import Arguments, at_least, unknown_argument
 from data_prep.config import Config, fingerprint, plugin_config, validate
 from data_prep.errors import UserError, command, nearest
 from data_prep.jsonl import read_json
+from data_prep.run_folder import folder_name
 from eval.evaluate import Job, evaluate, prompts_of, sandbox_of
 from eval.models import check_model, fetch_model
 from eval.profile import load_evaluation_profile
@@ -144,7 +145,7 @@ def job_of_model(
     """Return the job of one model: a folder, a hub id, or a name at the engine's endpoint."""
     if engine.takes == "messages":
         served = f"{model} by {fingerprint(engine.deciding())}"
-        label = name or Path(model).name
+        label = folder_name(name or Path(model).name, "--name")
         return Job(label, Path(model), served, config, engine, seed, _suites(config, Path()), out)
     folder, identity = fetch_model(model)
     check_model(folder)
@@ -155,6 +156,7 @@ def job_of_model(
     )
     if not name and config.profile != "boxed":
         label += f"-{Path(config.profile).stem}"
+    folder_name(label, "--name")
     manifest = out / f"eval-{label}" / "manifest.json"
     if manifest.is_file():
         other = str(read_json(manifest)["counts"].get("model", folder))

@@ -20,6 +20,12 @@ from data_prep.run_folder import versions
 from pipeline.config import RunConfig, TrainConfig
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HANDED_ON = {
+    "base_model": re.compile(r"[\w.-]+(/[\w.-]+)?"),
+    "license": re.compile(r"[\w.+-]{1,80}"),
+    "license_name": re.compile(r"[\w.+ -]{1,80}"),
+    "license_link": re.compile(r"https?://[\w./%?#=&+~:@-]{1,300}|[\w.-]{1,80}"),
+}
 # Of the last step with rollouts or rows, in this order, where the stage has them.
 FIGURES = (
     "objective",
@@ -108,9 +114,12 @@ def base_facts(init: str | Path | None) -> dict[str, Any]:
         cached = try_to_load_from_cache(name, "README.md")
         card = Path(cached) if isinstance(cached, str) else card
     head = card_head(card)
-    for key in ("base_model", "license", "license_name", "license_link"):
-        if head.get(key):
-            found.setdefault(key, head[key])
+    for key, form in HANDED_ON.items():
+        values = head.get(key)
+        values = values if isinstance(values, list) and key == "base_model" else [values]
+        # A card may say anything; what is no name, licence or address is not handed on.
+        if values and all(isinstance(value, str) and form.fullmatch(value) for value in values):
+            found.setdefault(key, values if len(values) > 1 else values[0])
     return found
 
 
@@ -121,7 +130,7 @@ def card_head(card: Path) -> Mapping[str, Any]:
     match = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text("utf-8", "replace"), re.DOTALL)
     try:
         found = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}
 
@@ -137,8 +146,10 @@ def _opening(
     what = {"policy": "A language model", "scores": "A model with one scalar a state"}[trains]
     began = "random weights"
     if init is not None:
-        began = f"`{base.get('base_model') or config.init}`"
-    words = f"{what}, trained by `{config.method.kind}` from {began} in {steps} optimizer steps."
+        began = _code(base.get("base_model") or config.init)
+    words = (
+        f"{what}, trained by {_code(config.method.kind)} from {began} in {steps} optimizer steps."
+    )
     if config.lora.rank:
         words += f" Low-rank adapters of rank {config.lora.rank} were trained and merged in"
         words += "; they lie in `adapter/` too, as peft writes them." if adapter else "."
@@ -221,6 +232,11 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _code(value: Any) -> str:
+    """Return a value as a code span that ends where it should."""
+    return f"`{re.sub(r'[`\\s]', ' ', str(value))}`"
+
+
 def _text(value: Any) -> str:
     """Return text that Markdown and HTML leave as it is."""
-    return re.sub(r"[\\`*_{}\[\]<>|#]", lambda m: f"\\{m.group()}", str(value)).replace("\n", " ")
+    return re.sub(r"[\\`*_{}\[\]<>|#]", lambda m: f"\\{m.group()}", " ".join(str(value).split()))

@@ -11,6 +11,7 @@ from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
 from data_prep.mixture_config import MixtureConfig
+from data_prep.run_folder import FOLDER_NAME
 from pipeline.adapters import LoraConfig
 from pipeline.agreement import AgreementConfig
 from pipeline.correction import CorrectionConfig
@@ -157,7 +158,7 @@ class TrainConfig(Config):
             empty for none.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=FOLDER_NAME)]
     init: str = "model"
     method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
     optimizer: OptimizerConfig = OptimizerConfig()

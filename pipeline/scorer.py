@@ -102,7 +102,10 @@ def load_scorer(folder: str | Path, reads: str = "end", device: str = "auto") ->
     if note.get("reads", reads) != reads:
         kinds = {"end": "a reward model", "steps": "a process reward model"}
         raise UserError(
-            str(folder), f"{kinds[note['reads']]}", kinds[reads], "give the stage of the other kind"
+            str(folder),
+            kinds.get(note["reads"], f"reads = {note['reads']!r} in boxed.json"),
+            kinds[reads],
+            "give the stage of the other kind",
         )
     model = load_scalar_model(folder).eval().requires_grad_(False)
     return ModelScorer(model.to(pick_device(device)))  # type: ignore[arg-type]

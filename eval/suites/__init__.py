@@ -18,6 +18,7 @@ from pathlib import Path
 from data_prep.config import PluginConfig, validate
 from data_prep.errors import UserError, nearest
 from data_prep.plugins import load_plugin
+from data_prep.run_folder import folder_name
 from data_prep.schema import Problem
 
 # Suites that are asked for together.
@@ -126,6 +127,7 @@ def choose_suites(names: Iterable[str], paths: Mapping[str, str]) -> list[Suite]
     for spec in specs:
         name, _, path = spec.partition("=")
         suite = _suite(name, path or paths.get(name, ""))
+        folder_name(suite.name, f"suite {spec!r}")
         if any(other.name == suite.name for other in suites):
             raise UserError("suites", f"{suite.name!r} twice", "each suite once", "remove one")
         suites.append(suite)
