@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from data_prep.content_policy import content_policy
 from data_prep.loader import Document, Sequences
 from data_prep.tokenizer import control_tokens
 
@@ -56,6 +57,7 @@ def write_page(folder: Path, figures: Mapping[str, Any], tokenizer: Any) -> None
     sources, findings = figures["sources"], figures["findings"]
     text = environment.get_template(TEMPLATE.name).render(
         f=figures,
+        policy=content_policy(),
         colours=COLOURS,
         quantiles=QUANTILES,
         meanings=MEANINGS,

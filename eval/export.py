@@ -22,6 +22,8 @@ from eval.profile import load_evaluation_profile
 COLUMNS = ("checkpoint", "suite", "by", "group", "metric", "value", "low", "high", "n")
 # Two standard errors of a normal estimate span this much of its 95 % interval's width.
 _WIDTH = 2 * 1.959964
+# What a formula begins with in one spreadsheet or another.
+_FORMULA = ("=", "+", "-", "@")
 
 
 # Figures of which less is better; lengths are neither, and counted among them.
@@ -63,6 +65,17 @@ def csv_rows(results: Results) -> Iterator[tuple[Any, ...]]:
                     f["high"],
                     f["n"],
                 )
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """Return a cell that a spreadsheet takes for text where it is text, never for a formula.
+
+    A name from the data such as "=HYPERLINK(…)" gets an apostrophe before it, which spreadsheets
+    do not show. Numbers stay as they are.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(_FORMULA):
+        return f"'{value}"
+    return value
 
 
 def harness_results(results: Results, checkpoint: str) -> dict[str, Any]:
@@ -135,7 +148,7 @@ def export(run: Path, output: Path, config_file: Path | None = None) -> list[Pat
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows(csv_rows(results))
+        writer.writerows([spreadsheet_cell(cell) for cell in row] for row in csv_rows(results))
     written = [table]
     for checkpoint in results.checkpoints:
         path = output / f"results_{checkpoint}.json"

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from data_prep.arguments import Arguments
+from data_prep.content_policy import content_policy
 from data_prep.errors import command
 from data_prep.jsonl import script_json, write_json
 from eval.browser import browser_blocks, browser_index
@@ -101,6 +102,7 @@ def write_report(
     )
     environment.filters.update(percent=_percent, points=_points, position=_position, spell=spell)
     template = environment.get_template("page.html.jinja")
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
     page = folder / "report.html"
     temporary = page.with_name("report.html.tmp")
     with temporary.open("w", encoding="utf-8") as file:
@@ -121,7 +123,8 @@ def write_report(
             colours=len(SERIES),
             definitions=DEFINITIONS,
             css=Markup((PAGE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - own file
-            script=Markup((PAGE / "page.js").read_text(encoding="utf-8")),  # noqa: S704 - own file
+            script=Markup(script),  # noqa: S704 - own file
+            policy=content_policy(script),
             index=Markup(script_json(index)),  # noqa: S704 - escaped there
             blocks=browser_blocks(results, index),
         )

@@ -209,19 +209,19 @@ class Session:
             cwd="/",
             start_new_session=True,
         ).result()
-        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101 - for the type checker
         os.set_blocking(self._process.stdin.fileno(), False)
         os.set_blocking(self._process.stdout.fileno(), False)
 
     def _send(self, data: bytes, deadline: float) -> None:
-        assert self._process is not None and self._process.stdin is not None  # noqa: S101
+        assert self._process is not None and self._process.stdin is not None  # noqa: S101 - for the type checker
         descriptor = self._process.stdin.fileno()
         while data:
             _wait([], [descriptor], deadline)
             data = data[os.write(descriptor, data) :]
 
     def _receive(self, count: int, deadline: float) -> bytes:
-        assert self._process is not None and self._process.stdout is not None  # noqa: S101
+        assert self._process is not None and self._process.stdout is not None  # noqa: S101 - for the type checker
         descriptor = self._process.stdout.fileno()
         data = b""
         while len(data) < count:

@@ -51,7 +51,8 @@ def run(code, names, limit):
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         exec(compile(tree, "<program>", "exec"), names)  # noqa: S102 - this is what it is for
         if last is not None:
-            value = eval(compile(ast.Expression(last.value), "<program>", "eval"), names)  # noqa: S307
+            expression = compile(ast.Expression(last.value), "<program>", "eval")
+            value = eval(expression, names)  # noqa: S307 - in the sandbox, as above
             if value is not None:
                 print(repr(value))
     except MemoryError:

@@ -234,7 +234,8 @@ def _number(value: Any) -> str:
 
 def _code(value: Any) -> str:
     """Return a value as a code span that ends where it should."""
-    return f"`{re.sub(r'[`\\s]', ' ', str(value))}`"
+    inside = " ".join(str(value).replace("`", "'").split())
+    return f"`{inside}`"
 
 
 def _text(value: Any) -> str:

@@ -88,7 +88,7 @@ class Replay:
             iteration: Which begins, from 1.
             span: Steps an iteration.
         """
-        rng = random.Random(f"{self.run.seed}/replay/{iteration}")  # noqa: S311
+        rng = random.Random(f"{self.run.seed}/replay/{iteration}")  # noqa: S311 - an order, not a secret
         first = (iteration - 1) * span
         fresh = self._pairs(range(first, first + span), rng)
         earlier = self._pairs(range(first), rng) + self._of_log(rng)

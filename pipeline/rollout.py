@@ -103,7 +103,7 @@ class Rollouts:
         while len(chosen) < self.batch:
             epoch, offset = divmod(position + len(chosen), count)
             permutation = list(range(count))
-            random.Random(f"{self.sampling.seed}/prompts/{epoch}").shuffle(permutation)  # noqa: S311
+            random.Random(f"{self.sampling.seed}/prompts/{epoch}").shuffle(permutation)  # noqa: S311 - an order, not a secret
             chosen += permutation[offset : offset + self.batch - len(chosen)]
         return chosen
 
@@ -115,7 +115,7 @@ class Rollouts:
         """
         own = set(self.order(step))
         others = [i for i in range(len(self.problems)) if i not in own]
-        random.Random(f"{self.sampling.seed}/refill/{step}").shuffle(others)  # noqa: S311
+        random.Random(f"{self.sampling.seed}/refill/{step}").shuffle(others)  # noqa: S311 - an order, not a secret
         return others
 
     def path(self, step: int) -> Path:
@@ -175,7 +175,7 @@ class Rollouts:
         if not group:
             return []
         seed = f"{self.sampling.seed}/prefixes/{step}/{ask.prompt.id}"
-        chosen = self.method.prefixes(group, random.Random(seed))  # noqa: S311
+        chosen = self.method.prefixes(group, random.Random(seed))  # noqa: S311 - an order, not a secret
         return [self._from(ask, group, sample, length) for sample, length in chosen]
 
     def _from(self, ask: _Ask, group: list[Sequence], sample: int, length: int) -> _Ask:

@@ -116,7 +116,7 @@ def open_data(
     unit_of: Any = pair_of if method.source == "pairs" else solution_of
     judged = kind(folder / f"{name}_train.parquet")
     order = list(range(len(judged)))
-    random.Random(f"{run.seed}/{config.name}/order").shuffle(order)  # noqa: S311
+    random.Random(f"{run.seed}/{config.name}/order").shuffle(order)  # noqa: S311 - an order, not a secret
     path = folder / f"{name}_validation.parquet"
     kept_rows = kind(path) if config.validate_every and path.is_file() else None
     held = [s for i in range(len(kept_rows or ())) for s in method.marked(unit_of(kept_rows, i))]

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from data_prep.arguments import Arguments
+from data_prep.content_policy import content_policy
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_rows, script_json
 from pipeline.coefficients import read_coefficients
@@ -68,6 +69,7 @@ def write_step(run: Path, stage: str, step: int, out: Path | None = None) -> Pat
     figures = next((r for _, r in read_rows(folder / "steps.jsonl") if r["step"] == step), {})
     groups = groups_of(run, folder, step)
     environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True)
+    script = (PAGE / "step.js").read_text("utf-8")
     text = environment.get_template("step.html.jinja").render(
         run=run.name,
         stage=stage,
@@ -77,7 +79,8 @@ def write_step(run: Path, stage: str, step: int, out: Path | None = None) -> Pat
         skipped=bool(figures.get("skipped")),
         kept=any(s["coefficient"] for g in groups for s in g["samples"]),
         css=Markup((PAGE / "step.css").read_text("utf-8")),  # noqa: S704 - own file
-        script=Markup((PAGE / "step.js").read_text("utf-8")),  # noqa: S704 - own file
+        script=Markup(script),  # noqa: S704 - own file
+        policy=content_policy(script),
         data=Markup(script_json(groups)),  # noqa: S704 - escaped there
     )
     page = out or run / "pages" / f"{stage}-step-{step:05d}.html"

@@ -37,6 +37,7 @@ from pydantic import Field, model_validator
 
 from data_prep.arguments import Arguments
 from data_prep.config import Config, dump_toml, read_toml, validate
+from data_prep.content_policy import content_policy
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, read_rows, write_json
 from pipeline.config import RunConfig
@@ -436,6 +437,7 @@ def write_page(study: Study, figures: dict[str, Any], folder: Path) -> Path:
     seeds = len(figures["seeds"])
     page = PAGE.format(
         title=html.escape(study.run.name),
+        policy=html.escape(content_policy()),
         seeds=seeds,
         budget=f"{figures['budget']:,}",
         questions=figures["questions"],
@@ -449,7 +451,8 @@ def write_page(study: Study, figures: dict[str, Any], folder: Path) -> Path:
 
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;

@@ -123,7 +123,7 @@ def _read(text: str, opener: re.Match[str]) -> Box:
         token = match.group()
         if token == "{":  # noqa: S105 -- a brace, not a password
             depth += 1
-        elif token == "}":  # noqa: S105
+        elif token == "}":  # noqa: S105 -- a brace
             depth -= 1
             if depth == 0:
                 return Box(

@@ -17,23 +17,26 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import Field
+from pydantic import Field, field_validator
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from data_prep.errors import UserError
 from pipeline.engines import Completion, EngineConfig, Group, Prompt, Sampling, sample_seed
+from pipeline.engines._address import Address
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_WAIT_S = 60.0
+_SECRET = re.compile(r"(?i)(api[_-]?key|authorization|password|secret|(^|[_-])token)$")
 
 
 class Config(EngineConfig):
@@ -56,7 +59,7 @@ class Config(EngineConfig):
     takes: ClassVar[Literal["tokens", "messages"]] = "messages"
 
     kind: str = "openai"
-    base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://[^/]")
+    base_url: Address = "https://api.openai.com/v1"
     model: str = ""
     key_env: str = "OPENAI_API_KEY"
     concurrency: int = Field(default=16, ge=1)
@@ -64,6 +67,17 @@ class Config(EngineConfig):
     retries: int = Field(default=6, ge=0)
     limit_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     extra: dict[str, Any] = {}
+
+    @field_validator("extra")
+    @classmethod
+    def _no_secret(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for key in extra:
+            if _SECRET.search(key):
+                raise ValueError(
+                    f"{key!r} looks like a key, and configurations are logged; keys come from "
+                    "the environment variable that key_env names"
+                )
+        return extra
 
 
 class _Unwell(Exception):
@@ -91,7 +105,9 @@ class OpenAiEngine:
         self.config, self.policy_version = config, 0
         self.model = config.model or str(model)
         self._url = config.base_url.rstrip("/") + "/chat/completions"
-        self._key = os.environ.get(config.key_env, "")
+        self._key = os.environ.get(config.key_env, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise self._no_key("characters that no key has")
         if not self._key and urlsplit(config.base_url).hostname == "api.openai.com":
             raise self._no_key("no key")
 
@@ -212,16 +228,16 @@ class OpenAiEngine:
         if reply.status_code == 404:
             raise UserError(
                 self._url,
-                f"it answers 404: {reply.text[:200]}",
+                f"it answers 404: {self._said(reply, 200)}",
                 f"an endpoint with a model {self.model!r}",
                 "mend engine.base_url, or --model",
             )
         if reply.status_code in RETRIED:
             wait = reply.headers.get("retry-after", "")
             seconds = float(wait) if wait.replace(".", "", 1).isdigit() else 0.0
-            raise _Unwell(f"it answers {reply.status_code}: {reply.text[:200]}", seconds)
+            raise _Unwell(f"it answers {reply.status_code}: {self._said(reply, 200)}", seconds)
         if reply.status_code != 200:
-            return f"{self._url} answers {reply.status_code}: {reply.text[:300]}"
+            return f"{self._url} answers {reply.status_code}: {self._said(reply, 300)}"
         try:
             answer = reply.json()
             choice = answer["choices"][0]
@@ -231,6 +247,11 @@ class OpenAiEngine:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _Unwell(f"an answer that is no chat completion ({error})") from None
         return Completion([], [], text, reason, seed, token_count=count)
+
+    def _said(self, reply: httpx.Response, most: int) -> str:
+        """Return the beginning of a reply, without the key should the endpoint repeat it."""
+        text = reply.text.replace(self._key, "[key]") if self._key else reply.text
+        return text[:most]
 
     def _no_key(self, found: str) -> UserError:
         state = "is set" if self._key else "is not set"

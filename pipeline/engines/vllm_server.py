@@ -50,6 +50,7 @@ from tqdm import tqdm
 
 from data_prep.errors import UserError
 from pipeline.engines import Completion, Group, Prompt, Sampling, sample_seed
+from pipeline.engines._address import Address
 from pipeline.engines._balance import Job, spread
 from pipeline.engines._servers import Servers, free_ports, is_loopback
 from pipeline.engines._vllm import LOGPROBS_MODE, VllmConfig, refusal, sampling_values
@@ -81,7 +82,7 @@ class Config(VllmConfig):
     )
 
     kind: str = "vllm_server"
-    urls: tuple[str, ...] = ()
+    urls: tuple[Address, ...] = ()
     servers: int = Field(default=1, ge=1)
     transfer: Literal["auto", "folder", "ipc", "nccl"] = "auto"
     folder: str = ""

@@ -407,8 +407,8 @@ def make_tiny_vocabulary(folder, ends=(0,)):
     model.generation_config = GenerationConfig(eos_token_id=list(ends))
     model.save_pretrained(folder)
     words = {word: i for i, word in enumerate(["</s>", *"abcde"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))  # noqa: S106
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))  # noqa: S106 - a token of a vocabulary
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")  # noqa: S106 - a token of a vocabulary
     fast.save_pretrained(folder)
     return folder
 

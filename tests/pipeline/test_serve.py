@@ -95,8 +95,8 @@ def test_flags_on_gpus(checkpoint):
         ("nccl", 0, 1, LOOPBACK, "without a GPU"),
         ("ipc", 0, 1, LOOPBACK, "without a GPU"),
         ("nccl", 2, 2, LOOPBACK, "a GPU of its own"),
-        ("ipc", 1, 1, "0.0.0.0", "run code"),  # noqa: S104
-        ("auto", 1, 1, "0.0.0.0", "run code"),  # noqa: S104
+        ("ipc", 1, 1, "0.0.0.0", "run code"),  # noqa: S104 - refused
+        ("auto", 1, 1, "0.0.0.0", "run code"),  # noqa: S104 - refused
     ],
 )
 def test_how_weights_will_come(asked, gpus, workers, host, expected):
@@ -109,7 +109,7 @@ def test_how_weights_will_come(asked, gpus, workers, host, expected):
 
 def test_what_is_loopback():
     assert all(map(is_loopback, ("127.0.0.1", "localhost", "::1", "127.9.9.9")))
-    assert not any(map(is_loopback, ("0.0.0.0", "10.0.0.1", "gpu-7", "::")))  # noqa: S104
+    assert not any(map(is_loopback, ("0.0.0.0", "10.0.0.1", "gpu-7", "::")))  # noqa: S104 - refused
 
 
 def test_free_ports_are_free_and_apart():

@@ -9,11 +9,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from ._grader import GraderError
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _MAX_REPLY = 4_000_000
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows nowhere: urllib would take the key along to any other host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class Endpoint:
@@ -42,9 +53,16 @@ class Endpoint:
         """Check the address.
 
         Raises:
-            ValueError: Not an http address, or a negative number of retries.
+            ValueError: Not a plain http address, or a negative number of retries.
         """
-        if not base_url.startswith(("http://", "https://")):
+        parts = urlsplit(base_url)
+        if parts.username is not None or parts.password is not None or parts.query:
+            # Not repeated here: what stands there may be a key.
+            raise ValueError(
+                f"base_url has a user, password or query beside {parts.hostname!r}; expected the "
+                f"plain address, and the key in the environment variable {api_key_env}"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
                 f"base_url is {base_url!r}, expected an http(s) address such as "
                 "http://127.0.0.1:8000/v1"
@@ -96,21 +114,32 @@ class Endpoint:
             except urllib.error.HTTPError as error:
                 with error:
                     reason = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+                    reason = self._without_key(reason)
                 if error.code not in _RETRIED:
                     break
             except (OSError, ValueError, LookupError, TypeError) as error:
-                reason = f"{type(error).__name__}: {error}"
+                reason = self._without_key(f"{type(error).__name__}: {error}")
         raise GraderError(f"{self.url}, model {self.model!r}: {reason}")
+
+    def _without_key(self, text: str) -> str:
+        """Return a text in which an endpoint may have repeated the key, without it."""
+        key = self._key()
+        return text.replace(key, "[key]") if key else text
+
+    def _key(self) -> str:
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise GraderError(f"the environment variable {self.api_key_env} holds no key")
+        return key
 
     def _post(self, body: Mapping[str, Any]) -> str:
         headers = {"Content-Type": "application/json"}
-        key = os.environ.get(self.api_key_env)
-        if key:
+        if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(  # noqa: S310 -- the scheme was checked
             self.url, json.dumps(body).encode(), headers, method="POST"
         )
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as reply:  # noqa: S310
+        with _OPENER.open(request, timeout=self.timeout_s) as reply:
             data = json.loads(reply.read(_MAX_REPLY))
         content = data["choices"][0]["message"]["content"]
         if not isinstance(content, str):
