@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,3 +48,30 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no folder {SHARED.name}/data beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Open a page in headless Chromium; return the document as it stands in the end.
+
+    `probe` is markup that is put at the end of the body; the page's policy, which would keep its
+    script from running, is taken away. Without one the page is opened as it is.
+    """
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+
+    def open_page(page: Path, probe: str = "", width: int = 1200) -> str:
+        folder = tmp_path_factory.mktemp("chromium")
+        text = page.read_text("utf-8")
+        if probe:
+            assert POLICY.search(text), "the page has no policy"
+            text = POLICY.sub("", text, count=1).replace("</body>", f"{probe}</body>")
+        (folder / "page.html").write_text(text, "utf-8")
+        words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        words += ["--disable-background-networking", f"--user-data-dir={folder / 'profile'}"]
+        words += [f"--window-size={width},900", "--virtual-time-budget=15000", "--dump-dom"]
+        words.append((folder / "page.html").as_uri())
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+        return done.stdout
+
+    return open_page

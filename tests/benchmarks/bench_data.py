@@ -57,8 +57,33 @@ class Words:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        parts = ["ka", "ri", "to", "men", "sal", "ver", "in", "do", "el", "pra", "st", "un", "qui",
-                 "lo", "ba", "ter", "ing", "ous", "ed", "ly", "tion", "al", "e", "an", "co"]
+        parts = [
+            "ka",
+            "ri",
+            "to",
+            "men",
+            "sal",
+            "ver",
+            "in",
+            "do",
+            "el",
+            "pra",
+            "st",
+            "un",
+            "qui",
+            "lo",
+            "ba",
+            "ter",
+            "ing",
+            "ous",
+            "ed",
+            "ly",
+            "tion",
+            "al",
+            "e",
+            "an",
+            "co",
+        ]
         words = dict.fromkeys(
             "".join(self.rng.choices(parts, k=self.rng.choice((1, 2, 2, 3, 3, 4))))
             for _ in range(40_000)
@@ -73,9 +98,14 @@ class Words:
         chosen = [self.words[bisect.bisect(self.weights, rng.random() * top)] for _ in range(count)]
         for place in range(5, count, rng.randint(7, 12)):
             a, b = rng.randint(2, 99), rng.randint(2, 999)
-            chosen[place] = rng.choice((
-                f"${a}x + {b} = {a + b}$", str(b), f"\\frac{{{a}}}{{{b}}}", f"{a}+{b}={a + b}",
-            ))
+            chosen[place] = rng.choice(
+                (
+                    f"${a}x + {b} = {a + b}$",
+                    str(b),
+                    f"\\frac{{{a}}}{{{b}}}",
+                    f"{a}+{b}={a + b}",
+                )
+            )
         for place in range(11, count, 13):
             chosen[place] += rng.choice((".", ",", ".\n", ":"))
         return " ".join(chosen).capitalize()
@@ -87,23 +117,36 @@ def row_of(source: str, words: Words, question: str, answer: str) -> dict:
     odd = words.rng.random()
     if source == "numina_math_cot":
         ending = "Which was to be shown." if odd < 0.01 else f"so it is $\\boxed{{{gold}}}$."
-        return {"source": "cn_k12", "problem": question, "solution": f"{answer} {ending}",
-                "messages": []}
+        return {
+            "source": "cn_k12",
+            "problem": question,
+            "solution": f"{answer} {ending}",
+            "messages": [],
+        }
     if source == "openmathinstruct2":
         box = f"{gold}1" if odd < 0.01 else gold
         solution = f"{answer}\n\\[ y = \\boxed{{{box}}} \\]"
-        return {"problem": question, "generated_solution": solution, "expected_answer": gold,
-                "problem_source": "augmented_math"}
+        return {
+            "problem": question,
+            "generated_solution": solution,
+            "expected_answer": gold,
+            "problem_source": "augmented_math",
+        }
     if source == "orca_math":
         return {"question": question, "answer": f"{answer}\nTherefore, the answer is {gold}."}
     if source == "metamathqa":
-        return {"type": "GSM_Rephrased", "query": question, "original_question": question[::-1],
-                "response": f"{answer}\n#### {gold}\nThe answer is: {gold}"}
+        return {
+            "type": "GSM_Rephrased",
+            "query": question,
+            "original_question": question[::-1],
+            "response": f"{answer}\n#### {gold}\nThe answer is: {gold}",
+        }
     turns = [question, answer]
     for _ in range(words.rng.choice((1, 2, 3, 3, 4))):
         turns += [words.text(20), words.text(85)]
     return {
-        "prompt": question, "prompt_id": f"{words.rng.getrandbits(64):x}",
+        "prompt": question,
+        "prompt_id": f"{words.rng.getrandbits(64):x}",
         "messages": [
             {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)
         ],
@@ -150,7 +193,9 @@ def plant(folder: Path) -> None:
 def configuration(folder: Path, asked: dict[str, int], workers: int) -> dict:
     plant(folder)
     return {
-        "profile": "boxed", "max_length": 4096, "workers": workers,
+        "profile": "boxed",
+        "max_length": 4096,
+        "workers": workers,
         "validation_rows": round(sum(asked.values()) * VALIDATION / FULL),
         "tokenizer": {"vocab_size": 16384},
         "sources": [
@@ -198,14 +243,18 @@ def measure_build(folder: Path, asked: dict[str, int], workers: int) -> dict:
     peak.done.set()
     figures = json.loads((stage / "statistics.json").read_text())
     return {
-        "rows": sum(figures["rows"].values()), "tokens": sum(figures["tokens"].values()),
+        "rows": sum(figures["rows"].values()),
+        "tokens": sum(figures["tokens"].values()),
         "counts": {name: source["rows"] for name, source in figures["sources"].items()},
         "missing": {name: source["missing"] for name, source in figures["sources"].items()},
         "validation": figures["rows"]["validation"],
         "packing_efficiency": figures["packing"]["train"]["efficiency"],
-        "planted": PLANTED, "found": figures["findings"]["counts"],
-        "seconds": round(seconds, 2), "peak_mb": round(peak.peak_mb),
-        "timing": json.loads((stage / "timing.json").read_text()), "stage": str(stage),
+        "planted": PLANTED,
+        "found": figures["findings"]["counts"],
+        "seconds": round(seconds, 2),
+        "peak_mb": round(peak.peak_mb),
+        "timing": json.loads((stage / "timing.json").read_text()),
+        "stage": str(stage),
     }
 
 
@@ -222,8 +271,13 @@ def measure_resume(folder: Path, asked: dict[str, int], workers: int, whole: Pat
     config.write_text(tomli_w.dumps({"seed": 0, "out": str(run), "mixture": table}))
     command = [sys.executable, "-m", "data_prep.mixture", "--config", str(config)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     done = 0
     while process.poll() is None and done < chunks // 2:
         time.sleep(0.1)
@@ -232,19 +286,25 @@ def measure_resume(folder: Path, asked: dict[str, int], workers: int, whole: Pat
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     first = time.perf_counter() - started
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
     def digests(stage: Path) -> dict[str, str]:
         return {
             str(path.relative_to(stage)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(stage.rglob("*")) if path.is_file() and path.name not in VOLATILE
+            for path in sorted(stage.rglob("*"))
+            if path.is_file() and path.name not in VOLATILE
         }
 
     one, other = digests(whole), digests(run / "mixture")
     return {
-        "killed": killed, "after_s": round(first, 1), "chunks_done": done, "chunks": chunks,
-        "went_on_s": round(time.perf_counter() - started - first, 1), "files": len(one),
+        "killed": killed,
+        "after_s": round(first, 1),
+        "chunks_done": done,
+        "chunks": chunks,
+        "went_on_s": round(time.perf_counter() - started - first, 1),
+        "files": len(one),
         "byte_identical": one == other,
     }
 
@@ -291,15 +351,19 @@ def measure_ours(folder: Path, rows: int, tokenizer: str) -> dict:
     packed_masks = [np.concatenate([masks[row] for row in sequence]) for sequence in sequences]
     # TRL's `map` writes its result to disk as well.
     table = pa.table({"input_ids": pa.array(packed), "mask": pa.array(packed_masks)})
-    with pa.OSFile(str(folder / "packed.arrow"), "wb") as file, pa.ipc.new_file(
-        file, table.schema
-    ) as writer:
+    with (
+        pa.OSFile(str(folder / "packed.arrow"), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
         writer.write_table(table)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     return {
         "cpu_s": round(cpu, 3),
-        "rows": len(ids), "tokens": int(lengths.sum()), "seconds": round(seconds, 3),
-        "rows_per_s": round(len(ids) / seconds, 1), "sequences": len(packed),
+        "rows": len(ids),
+        "tokens": int(lengths.sum()),
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(len(ids) / seconds, 1),
+        "sequences": len(packed),
         "loss_tokens": int(sum(int(mask.sum()) for mask in packed_masks)),
         "packing_efficiency": round(efficiency(lengths, len(sequences), 4096), 6),
     }
@@ -347,8 +411,11 @@ def measure_trl(folder: Path, rows: int, tokenizer: str, python: str, workers: i
     script = folder / "trl_side.py"
     script.write_text(textwrap.dedent(TRL))
     done = subprocess.run(
-        [python, str(script), str(path), tokenizer, str(workers)], capture_output=True, text=True,
-        check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"},
+        [python, str(script), str(path), tokenizer, str(workers)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "true"},
     )
     line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
     if line is None:
@@ -415,8 +482,11 @@ def measure_training(folder: Path) -> dict:
         if step >= 5:  # the first steps warm up
             tokens += sum(len(s.prompt) + len(s.completion) for s in sequences)
             read_s, train_s = read_s + read - started, train_s + done - read
-    return {"tokens_per_s": round(tokens / train_s), "read_tokens_per_s": round(tokens / read_s),
-            "times": round(train_s / read_s, 1)}
+    return {
+        "tokens_per_s": round(tokens / train_s),
+        "read_tokens_per_s": round(tokens / read_s),
+        "times": round(train_s / read_s, 1),
+    }
 
 
 def versions() -> dict:
@@ -426,8 +496,9 @@ def versions() -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--compare-rows", type=int, default=4_000, help="rows beside TRL")
     parser.add_argument("--workers", type=int, default=2)
@@ -438,9 +509,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         asked = generate(folder / "raw", options.rows)
-        result: dict = {"versions": versions(), "build": measure_build(
-            folder, asked, options.workers
-        )}
+        result: dict = {
+            "versions": versions(),
+            "build": measure_build(folder, asked, options.workers),
+        }
         stage = result["build"]["stage"]
         tokenizer = f"{stage}/tokenizer"
         if options.kill:

@@ -60,8 +60,10 @@ def test_the_shipped_mixture_trains_from_local_files(tmp_path):
     words = ["--config", str(path), "--scale", "0.001"]
     for index, (_, name) in enumerate(SOURCES):
         words += [f"--sources.{index}.source.train", str(SHARED / "sft_samples" / name)]
-    other = {"cmath": ("validation", "cmath/test_qwen.jsonl"),
-             "svamp": ("train", "svamp/SVAMP_original.jsonl")}
+    other = {
+        "cmath": ("validation", "cmath/test_qwen.jsonl"),
+        "svamp": ("train", "svamp/SVAMP_original.jsonl"),
+    }
     suites = [suite["name"] for suite in read_toml(CONFIG)["mixture"]["suites"]]
     # Every suite of the evaluation but those that have no questions of their own.
     assert set(suites) == set(plugin_names("eval.suites")) - {"embedded", "own", "cmath_dev"}
@@ -79,9 +81,24 @@ def test_the_shipped_mixture_trains_from_local_files(tmp_path):
     assert figures["rows"]["validation"] == 9
     train.main(
         [
-            "--config", str(path), "--stage", "sft", "--batch", "4", "--steps", "3",
-            "--precision", "float32", "--validate-every", "3", "--micro-tokens", "4096",
-            "--optimizer.learning-rate", "0.003", "--optimizer.warmup-steps", "1",
+            "--config",
+            str(path),
+            "--stage",
+            "sft",
+            "--batch",
+            "4",
+            "--steps",
+            "3",
+            "--precision",
+            "float32",
+            "--validate-every",
+            "3",
+            "--micro-tokens",
+            "4096",
+            "--optimizer.learning-rate",
+            "0.003",
+            "--optimizer.warmup-steps",
+            "1",
         ]
     )
     checkpoint = tmp_path / "run" / "sft" / "checkpoint"

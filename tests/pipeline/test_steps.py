@@ -6,7 +6,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,6 @@ from pipeline.train import Trainer, train
 
 from .small_run import small_run
 
-BROWSER = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)> 1 < 2 & 3"
 
 SCRIPT = r"""
@@ -192,30 +188,13 @@ def test_what_is_not_there_is_said(run, tmp_path):
         write_step(tmp_path, "grpo", 0)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1200, 420])
-def test_reading_the_page(run, tmp_path, capsys, width):
+def test_reading_the_page(run, tmp_path, chromium, capsys, width):
     main(["--run", str(run), "--stage", "grpo", "--step", "0", "--out", str(tmp_path / "a.html")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "a.html")
-    page = (tmp_path / "a.html").read_text("utf-8")
-    probe = tmp_path / "probe.html"
-    probe.write_text(page.replace("</body>", SCRIPT + "</body>"), "utf-8")
-    words = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={width},900",
-        "--virtual-time-budget=8000",
-        "--dump-dom",
-        probe.as_uri(),
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stdout[-2000:]
+    dom = chromium(tmp_path / "a.html", SCRIPT, width)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert found, dom[-2000:]
     seen = json.loads(html.unescape(found.group(1)))
     assert seen["errors"] == [] and seen["requests"] == []
     assert not seen["taken"], "a question's markup ran"

@@ -172,7 +172,8 @@ def test_the_table_and_the_page_hold_the_figures(finished, tmp_path):
     assert markdown(rows).splitlines()[1] == "|---|---|---|---|---|"
     page = write_page(finished, figures, tmp_path)
     text = page.read_text()
-    assert "data:image/png;base64," in text and "<script" not in text and "http" not in text
+    assert "data:image/png;base64," in text and "<script" not in text and "http:" not in text
+    assert "https:" not in text
     assert json.loads((tmp_path / "study.json").read_text())["findings"]
     first = (tmp_path / "study.png").read_bytes()
     write_page(finished, figures, tmp_path)

@@ -68,16 +68,28 @@ def test_a_typo_is_answered_with_the_choices():
 
 
 def test_a_layout_without_generation_markers_is_refused(tmp_path):
-    table = {"description": "", "bos": "", "eos": "", "pad": "", "end": "", "control": [],
-             "template": "{{ messages }}"}
+    table = {
+        "description": "",
+        "bos": "",
+        "eos": "",
+        "pad": "",
+        "end": "",
+        "control": [],
+        "template": "{{ messages }}",
+    }
     with pytest.raises(PromptError, match="no generation markers"):
         load_layout(write(tmp_path / "bad.toml", table))
 
 
 @pytest.mark.parametrize(
-    "text", ["", "it's \"quoted\"", "two\nlines\\n", "π σ 数学 🦆", "{{ x }}", "%}"]
+    "text", ["", 'it\'s "quoted"', "two\nlines\\n", "π σ 数学 🦆", "{{ x }}", "%}"]
 )
 def test_a_system_text_survives_the_template(text):
-    assert Environment(autoescape=True).from_string(  # autoescape: only the literal is of interest
-        "{%- set s = " + _jinja_string(text) + " -%}{{ s | safe }}"
-    ).render() == text
+    assert (
+        Environment(autoescape=True)
+        .from_string(  # autoescape: only the literal is of interest
+            "{%- set s = " + _jinja_string(text) + " -%}{{ s | safe }}"
+        )
+        .render()
+        == text
+    )

@@ -20,7 +20,9 @@ _MAX_REPLY = 4_000_000
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follows nowhere: urllib would take the key along to any other host."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any
+    ) -> None:
         return None
 
 
