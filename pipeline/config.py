@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from data_prep.build import DataConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
 from data_prep.mixture_config import MixtureConfig
-from data_prep.run_folder import FOLDER_NAME
+from data_prep.run_folder import folder_name
 from pipeline.adapters import LoraConfig
 from pipeline.agreement import AgreementConfig
 from pipeline.correction import CorrectionConfig
@@ -158,7 +158,7 @@ class TrainConfig(Config):
             empty for none.
     """
 
-    name: Annotated[str, Field(pattern=FOLDER_NAME)]
+    name: str
     init: str = "model"
     method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -316,7 +316,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
-        names = [stage.name for stage in self.train]
+        names = [folder_name(stage.name, "train, key 'name'") for stage in self.train]
         if len(set(names)) != len(names):
             raise ValueError(f"two training stages share a name: {names}")
         asked = {f"init of stage {stage.name!r}": stage.init for stage in self.train}
