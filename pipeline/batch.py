@@ -1,8 +1,8 @@
 """How sequences lie in tensors: a shared prefix is computed once, nothing is padded in the maths.
 
 A `Sequence` is a prompt and a completion. Sequences of one group share their prompt: a
-*document* is [prompt, completion 1, …, completion G] in one row, where each completion sees the
-prompt and itself. Rows hold as many documents as fit the longest one, so that little is padded.
+*document* is [prompt, completion 1, …, completion G], where each completion sees the prompt and
+itself. A forward pass takes documents up to a budget of tokens (`pipeline.layout`).
 
 Whatever the layout, the methods see completion tokens as one flat axis T, ordered by sequence:
 log-probs, advantages and coefficients are [T], rewards and lengths [N]. There is no padding in
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from pipeline.layout import Layout, layout_of
 
 
 @dataclass(slots=True)
@@ -189,13 +191,19 @@ def flatten(sequences: list[Sequence], dtype: torch.dtype = torch.float32) -> To
     lengths = [sum(s.mask) for s in sequences]
     groups: dict[int, int] = {}
     nothing = float("nan")
-    index = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(lengths))
-    segments: list[int] = []
-    following = 0
-    for s in sequences:
-        own = s.segments or [0] * len(s.mask)
-        segments += [following + number for number in _kept(own, s.mask)]
-        following += max(own, default=-1) + 1
+    counts = torch.tensor(lengths)
+    index = torch.repeat_interleave(torch.arange(len(sequences)), counts)
+    empty = torch.full((len(index),), nothing, dtype=dtype)
+    advantage = torch.tensor([s.advantage for s in sequences], dtype=dtype)[index]
+    if any(s.advantages for s in sequences):
+        advantage = _flat(
+            sequences, dtype, lambda s: s.advantages or [s.advantage] * len(s.completion)
+        )
+    steps, sampled = empty, empty.clone()
+    if any(s.steps for s in sequences):
+        steps = _flat(sequences, dtype, _step_values)
+    if any(s.logprobs for s in sequences):
+        sampled = _flat(sequences, dtype, lambda s: s.logprobs or [nothing] * len(s.completion))
     return Tokens(
         sequence=index,
         group=torch.tensor([groups.setdefault(s.group, len(groups)) for s in sequences]),
@@ -204,13 +212,26 @@ def flatten(sequences: list[Sequence], dtype: torch.dtype = torch.float32) -> To
             [nothing if s.reward is None else s.reward for s in sequences], dtype=dtype
         ),
         truncated=torch.tensor([s.finish_reason == "length" for s in sequences]),
-        step_reward=_flat(sequences, dtype, _step_values),
-        segment=torch.tensor(segments),
-        advantage=_flat(sequences, dtype, lambda s: s.advantages or [s.advantage] * len(s.mask)),
+        step_reward=steps,
+        segment=_segments(sequences, index),
+        advantage=advantage,
         sign=torch.tensor([s.sign for s in sequences], dtype=dtype),
         weight=torch.zeros(len(index), dtype=dtype),
-        sampler_logp=_flat(sequences, dtype, lambda s: s.logprobs or [nothing] * len(s.mask)),
+        sampler_logp=sampled,
     )
+
+
+def _segments(sequences: list[Sequence], index: Tensor) -> Tensor:
+    """Return the segment of each token; `index` are the tokens' sequences, one segment each."""
+    if not any(s.segments for s in sequences):
+        return index
+    segments: list[int] = []
+    following = 0
+    for s in sequences:
+        own = s.segments or [0] * len(s.mask)
+        segments += [following + number for number in _kept(own, s.mask)]
+        following += max(own, default=-1) + 1
+    return torch.tensor(segments)
 
 
 def _flat(
@@ -229,38 +250,6 @@ def _step_values(sequence: Sequence) -> list[float]:
     for end, value in sequence.steps:
         values[end] = value
     return values
-
-
-@dataclass(slots=True)
-class Layout:
-    """One forward pass: rows of documents, and where each loss-carrying token is predicted.
-
-    Attributes:
-        input_ids: [B, L].
-        position_ids: [B, L], counted within prompt + own completion; None for plain rows.
-        attention: [B, 1, L, L] bool, True where a query sees a key; None for plain rows, whose
-            causal mask the model makes itself (padding stands at the end, unseen).
-        rows: [T] row of the token that predicts each target.
-        columns: [T] its column.
-        own_columns: [T] the column of the token itself, whose state is the one after it.
-        targets: [T] token ids.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor | None
-    attention: Tensor | None
-    rows: Tensor
-    columns: Tensor
-    own_columns: Tensor
-    targets: Tensor
-
-    def to(self, device: torch.device) -> Layout:
-        """Return the same on a device."""
-        moved: dict[str, Any] = {
-            f.name: None if (v := getattr(self, f.name)) is None else v.to(device)
-            for f in fields(self)
-        }
-        return Layout(**moved)
 
 
 @dataclass(slots=True)
@@ -297,49 +286,35 @@ def documents_of(sequences: list[Sequence], share: bool) -> list[_Document]:
 def micro_batches(
     sequences: list[Sequence], tokens: Tokens, micro_tokens: int, *, share: bool = True
 ) -> Iterable[MicroBatch]:
-    """Split a step into forward passes of at most `micro_tokens` padded tokens.
+    """Split a step into forward passes of at most `micro_tokens` tokens.
 
     Groups (and pairs) stay together. A document longer than the limit makes a pass of its own.
 
     Args:
         sequences: N sequences.
         tokens: Their flat view, weights filled.
-        micro_tokens: Largest rows × columns of a pass.
+        micro_tokens: Most tokens of a pass.
         share: Whether prompts are computed once a group.
     """
+    # Neighbours are of like length: little is padded wherever something must be.
     documents = sorted(documents_of(sequences, share), key=lambda d: -d.length)
     starts = torch.zeros(len(sequences) + 1, dtype=torch.int64)
     starts[1:] = torch.cumsum(tokens.lengths.to(torch.int64), 0)
-    while documents:
-        capacity = documents[0].length
-        budget = max(1, micro_tokens // capacity)
-        rows, documents = _best_fit(documents, capacity, budget)
-        members = [m for row in rows for document in row for m in document.members]
-        index = torch.cat([torch.arange(int(starts[m]), int(starts[m + 1])) for m in members])
-        yield MicroBatch(_layout(rows, sequences, capacity), _subset(tokens, members, index), index)
-
-
-def _best_fit(
-    documents: list[_Document], capacity: int, budget: int
-) -> tuple[list[list[_Document]], list[_Document]]:
-    """Fill at most `budget` rows of `capacity` by best fit decreasing; return rows and the rest."""
-    rows: list[list[_Document]] = []
-    free: list[int] = []
-    rest: list[_Document] = []
-    for document in documents:
-        fits = [(left, r) for r, left in enumerate(free) if left >= document.length]
-        if fits:
-            _, best = min(fits)
-        elif len(rows) < budget:
-            best = len(rows)
-            rows.append([])
-            free.append(capacity)
-        else:
-            rest.append(document)
-            continue
-        rows[best].append(document)
-        free[best] -= document.length
-    return rows, rest
+    first = 0
+    while first < len(documents):
+        end, room = first + 1, micro_tokens - documents[first].length
+        while end < len(documents) and documents[end].length <= room:
+            room -= documents[end].length
+            end += 1
+        chosen = documents[first:end]
+        members = [m for document in chosen for m in document.members]
+        index = torch.cat([torch.arange(starts[m], starts[m + 1]) for m in members])
+        layout = layout_of(
+            (d.prompt, [(sequences[m].completion, sequences[m].mask) for m in d.members])
+            for d in chosen
+        )
+        yield MicroBatch(layout, _subset(tokens, members, index), index)
+        first = end
 
 
 def _subset(tokens: Tokens, members: list[int], index: Tensor) -> Tokens:
@@ -353,60 +328,3 @@ def _subset(tokens: Tokens, members: list[int], index: Tensor) -> Tokens:
     counts = found["lengths"].to(torch.int64)
     found["sequence"] = torch.repeat_interleave(torch.arange(len(members)), counts)
     return Tokens(**found)
-
-
-def _layout(rows: list[list[_Document]], sequences: list[Sequence], width: int) -> Layout:
-    plain = all(len(row) == 1 and len(row[0].members) == 1 for row in rows)
-    ids, positions, owners, branches = [], [], [], []
-    at_rows: list[int] = []
-    at_columns: list[int] = []
-    own_columns: list[int] = []
-    targets: list[int] = []
-    for r, row in enumerate(rows):
-        row_ids: list[int] = []
-        row_positions: list[int] = []
-        row_owners: list[int] = []
-        row_branches: list[int] = []
-        for owner, document in enumerate(row):
-            prompt = document.prompt
-            last_of_prompt = len(row_ids) + len(prompt) - 1
-            row_ids += prompt
-            row_positions += range(len(prompt))
-            row_owners += [owner] * len(prompt)
-            row_branches += [0] * len(prompt)
-            for branch, member in enumerate(document.members, start=1):
-                completion = sequences[member].completion
-                first = len(row_ids)
-                for offset, kept in enumerate(sequences[member].mask):
-                    if kept:
-                        at_rows.append(r)
-                        at_columns.append(first + offset - 1 if offset else last_of_prompt)
-                        own_columns.append(first + offset)
-                        targets.append(completion[offset])
-                row_ids += completion
-                row_positions += range(len(prompt), len(prompt) + len(completion))
-                row_owners += [owner] * len(completion)
-                row_branches += [branch] * len(completion)
-        padding = width - len(row_ids)
-        ids.append(row_ids + [0] * padding)
-        positions.append(row_positions + [0] * padding)
-        owners.append(row_owners + [-1] * padding)
-        branches.append(row_branches + [0] * padding)
-    return Layout(
-        input_ids=torch.tensor(ids),
-        position_ids=None if plain else torch.tensor(positions),
-        attention=None if plain else _visible(torch.tensor(owners), torch.tensor(branches)),
-        rows=torch.tensor(at_rows),
-        columns=torch.tensor(at_columns),
-        own_columns=torch.tensor(own_columns),
-        targets=torch.tensor(targets),
-    )
-
-
-def _visible(owner: Tensor, branch: Tensor) -> Tensor:
-    """Return [B, 1, L, L]: earlier tokens of the same document, of the prompt or own branch."""
-    length = owner.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = owner[:, :, None] == owner[:, None, :]
-    reached = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
-    return (causal & same & reached)[:, None]

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.kernels import add_product, product
+
 # Logits of one chunk, and probabilities that the backward pass may find kept.
 CHUNK_BYTES = 64 << 20
 KEEP_BYTES = 128 << 20
@@ -62,11 +64,12 @@ class _Selected(torch.autograd.Function):
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             logits = _logits(hidden[part], weight, temperature, accumulate)
-            normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-            normalisers[part] = normaliser[:, 0]
-            logp[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser[:, 0]
-            p = torch.exp(logits - normaliser)
-            entropy[part] = normaliser[:, 0] - (p * logits).sum(-1)
+            p = torch.softmax(logits, -1)
+            # The largest logit and its probability give the log-sum-exp of all.
+            normaliser = logits.amax(-1) - p.amax(-1).log_()
+            normalisers[part] = normaliser
+            logp[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser
+            entropy[part] = normaliser - logits.mul_(p).sum(-1)
             if other_hidden is not None:
                 log_q = _log_softmax(other_hidden[part], other_weight, temperature, accumulate)
                 kl[part] = -entropy[part] - (p * log_q).sum(-1)
@@ -122,9 +125,9 @@ class _Selected(torch.autograd.Function):
             if ctx.temperature != 1.0:
                 logits_gradient /= ctx.temperature
             logits_gradient = logits_gradient.to(weight.dtype)
-            hidden_gradient[part] = logits_gradient @ weight
+            hidden_gradient[part] = product(logits_gradient, weight.t())
             if weight_gradient is not None:
-                weight_gradient.addmm_(logits_gradient.T, hidden[part])
+                add_product(weight_gradient, logits_gradient.t(), hidden[part].t())
         return hidden_gradient, weight_gradient, None, None, None, None
 
 
@@ -133,8 +136,8 @@ def _chunk_size(vocabulary: int, dtype: torch.dtype) -> int:
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    logits = (hidden @ weight.T).to(dtype)
-    return logits if temperature == 1.0 else logits / temperature
+    logits = product(hidden, weight).to(dtype)
+    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _log_softmax(

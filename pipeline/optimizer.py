@@ -25,7 +25,7 @@ def build_optimizer(
         for matrices, decay in ((True, config.weight_decay), (False, 0.0)):
             chosen = [p for p in parameters if (p.ndim >= 2) is matrices]
             groups.append({"params": chosen, "weight_decay": decay, "share": share})
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, foreach=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
+from pipeline.backbone import final_states, serves
 from pipeline.logprobs import Selected, selected_logprobs
 
 if TYPE_CHECKING:
@@ -19,15 +20,25 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class States:
-    """Hidden states at the loss-carrying tokens, [T, H] each.
+    """Hidden states at the N loss-carrying tokens.
 
     Attributes:
-        before: Of the token that predicts each of them: the state s_t in which it is chosen.
-        after: Of the token itself: the state that it leads to.
+        all: [R, H], each state that somebody reads, once.
+        layout: Says which of them stands where.
     """
 
-    before: Tensor
-    after: Tensor
+    all: Tensor
+    layout: Layout
+
+    @property
+    def before(self) -> Tensor:
+        """[N, H], of the token that predicts each of them: the state s_t in which it is chosen."""
+        return self.all.index_select(0, self.layout.before)
+
+    @property
+    def after(self) -> Tensor:
+        """[N, H], of the token itself: the state that it leads to."""
+        return self.all.index_select(0, self.layout.after)
 
 
 def hidden_states(backbone: Any, layout: Layout, autocast: bool = False) -> States:
@@ -38,14 +49,18 @@ def hidden_states(backbone: Any, layout: Layout, autocast: bool = False) -> Stat
         layout: What to run.
         autocast: Whether matrix products run in bfloat16; sums stay in float32.
     """
+    if serves(backbone):
+        return States(final_states(backbone, layout, autocast), layout)
+    rows = layout.rows()
     with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=autocast):
-        states = backbone(
-            input_ids=layout.input_ids,
-            attention_mask=layout.attention,
-            position_ids=layout.position_ids,
+        found = backbone(
+            input_ids=rows.input_ids,
+            attention_mask=rows.attention,
+            position_ids=rows.position_ids,
             use_cache=False,
         ).last_hidden_state
-    return States(states[layout.rows, layout.columns], states[layout.rows, layout.own_columns])
+    place = rows.place.index_select(0, layout.kept)
+    return States(found.flatten(0, 1).index_select(0, place), layout)
 
 
 def token_logprobs(
@@ -70,14 +85,13 @@ def token_logprobs(
         reference: π_ref and its states, for the KL over the whole vocabulary.
     """
     head: Any = model.get_output_embeddings()
-    dtype = torch.bfloat16 if autocast else states.before.dtype
+    before = states.before
+    dtype = torch.bfloat16 if autocast else before.dtype
     other = None
     if reference is not None:
         other_head: Any = reference[0].get_output_embeddings()
         other = (reference[1].before.to(dtype), other_head.weight.to(dtype))
-    return selected_logprobs(
-        states.before.to(dtype), head.weight.to(dtype), targets, temperature, other
-    )
+    return selected_logprobs(before.to(dtype), head.weight.to(dtype), targets, temperature, other)
 
 
 def logprobs_of(

@@ -228,7 +228,7 @@ class Trainer:
 
     def _clip(self, module: nn.Module) -> float:
         limit = self.config.optimizer.clip_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
+        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True))
 
     @torch.no_grad()
     def _observe(self, sequences: list[Sequence], tokens: Tokens) -> None:

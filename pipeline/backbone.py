@@ -1,0 +1,118 @@
+"""The training pass of Llama, Qwen2 and Qwen3 decoders over packed documents, on a CPU.
+
+It reads the parameters of the transformers model that is trained and gives the states that its
+own forward pass would, but takes documents as they lie, token after token, without padding or
+mask; uses the operations of `pipeline.kernels` and `pipeline.attention`; and computes the last
+layer's feed-forward only where a state is asked for. Adapters stay in their layers, which are
+then called as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.attention import Plan, attend
+from pipeline.kernels import gated_unit, is_plain_linear, linear, rms_norm, rotate
+from pipeline.layout import Layout
+
+ARCHITECTURES = ("LlamaModel", "Qwen2Model", "Qwen3Model")
+
+
+def serves(backbone: Any) -> bool:
+    """Return whether `final_states` stands for a backbone's own forward pass.
+
+    It does not on a GPU, in half precision, for other architectures, and where somebody has
+    hooked into the modules' calls or spread their parameters over processes.
+    """
+    config = backbone.config
+    if type(backbone).__name__ not in ARCHITECTURES or config.hidden_act != "silu":
+        return False
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 or any(
+        kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()
+    ):
+        return False
+    if backbone.training and getattr(config, "attention_dropout", 0.0):
+        return False
+    if any(
+        type(p) not in (nn.Parameter, Tensor)
+        or p.device.type != "cpu"
+        or p.dtype not in (torch.float32, torch.float64)
+        for p in backbone.parameters()
+    ):
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
+
+
+def final_states(backbone: Any, layout: Layout, rounded: bool = False) -> Tensor:
+    """Return the last hidden states, after the final norm, at `layout.kept`, [R, H].
+
+    Args:
+        backbone: One that `serves` says yes to.
+        layout: Of T tokens.
+        rounded: Whether factors of the layers' products are rounded to bfloat16.
+    """
+    attention = backbone.layers[0].self_attn
+    size = attention.head_dim
+    heads = backbone.config.num_attention_heads
+    plan = layout.plan(heads, backbone.config.num_key_value_heads)
+    x = backbone.embed_tokens(layout.input_ids)
+    cosines, sines = backbone.rotary_emb(x[None], layout.position_ids[None])
+    cosines, sines = cosines[0, :, None], sines[0, :, None].clone()
+    sines[..., : size // 2].neg_()
+    rotation = (cosines, sines, cosines * attention.scaling, sines * attention.scaling)
+    layers = backbone.layers[: backbone.config.num_hidden_layers]
+    for index, layer in enumerate(layers):
+        kept = layout.kept if index == len(layers) - 1 else None
+        if backbone.training and layer.gradient_checkpointing:
+            x = checkpoint(_layer, layer, x, rotation, plan, kept, rounded, use_reentrant=False)
+        else:
+            x = _layer(layer, x, rotation, plan, kept, rounded)
+    return _norm(backbone.norm, x)
+
+
+def _layer(
+    layer: Any,
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor, Tensor, Tensor],
+    plan: Plan,
+    kept: Tensor | None,
+    rounded: bool,
+) -> Tensor:
+    """Return a decoder layer's output; with `kept`, at those tokens alone."""
+    attention, feed_forward = layer.self_attn, layer.mlp
+    cosines, sines, scaled_cosines, scaled_sines = rotation
+    shape = len(x), -1, attention.head_dim
+    normed = _norm(layer.input_layernorm, x)
+    q = _project(attention.q_proj, normed, rounded).view(shape)
+    k = _project(attention.k_proj, normed, rounded).view(shape)
+    v = _project(attention.v_proj, normed, rounded).view(shape)
+    if hasattr(attention, "q_norm"):
+        q, k = _norm(attention.q_norm, q), _norm(attention.k_norm, k)
+    # The scale of the scores is in the queries' rotation.
+    q, k = rotate(q, scaled_cosines, scaled_sines), rotate(k, cosines, sines)
+    attended = attend(q, k, v, plan)
+    if kept is not None:
+        attended, x = attended.index_select(0, kept), x.index_select(0, kept)
+    x = _project(attention.o_proj, attended, rounded, x)
+    normed = _norm(layer.post_attention_layernorm, x)
+    gate = _project(feed_forward.gate_proj, normed, rounded)
+    up = _project(feed_forward.up_proj, normed, rounded)
+    return _project(feed_forward.down_proj, gated_unit(gate, up), rounded, x)
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    return rms_norm(x, module.weight, module.variance_epsilon)
+
+
+def _project(module: Any, x: Tensor, rounded: bool, residual: Tensor | None = None) -> Tensor:
+    """Return a linear layer's output, plus the residual."""
+    if is_plain_linear(module):
+        return linear(x, module.weight, module.bias, residual, rounded)
+    with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+        y = module(x).to(x.dtype)
+    return y if residual is None else y + residual
