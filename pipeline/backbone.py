@@ -45,7 +45,11 @@ def serves(backbone: Any) -> bool:
         for p in backbone.parameters()
     ):
         return False
-    return not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks
+        for module in backbone.modules()
+        if module is not backbone.embed_tokens  # which is called as it is
+    )
 
 
 def final_states(backbone: Any, layout: Layout, rounded: bool = False) -> Tensor:

@@ -50,9 +50,16 @@ def collect(model, sequences, micro_tokens, share, temperature=1.0):
     return result
 
 
+@pytest.fixture(params=["packed", "rows"])
+def passes(request, monkeypatch):
+    """Through the pass over packed tokens, and through transformers' own over padded rows."""
+    if request.param == "rows":
+        monkeypatch.setattr("pipeline.policy.serves", lambda _: False)
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("micro_tokens", [1, 60, 100000])
-def test_every_layout_gives_the_log_probs_of_lone_sequences(model, share, micro_tokens):
+def test_every_layout_gives_the_log_probs_of_lone_sequences(model, share, micro_tokens, passes):
     sequences = make_sequences(groups=5, size=3)
     expected = torch.cat([lone_logprobs(model, s, 0.7) for s in sequences])
     found = collect(model, sequences, micro_tokens, share, 0.7)
@@ -78,13 +85,28 @@ def gradient(model, sequences, kind, micro_tokens, share):
 
 
 @pytest.mark.parametrize("kind", ["sequence", "token", "group_token", "constant"])
-def test_the_gradient_does_not_depend_on_the_split(model, kind):
+def test_the_gradient_does_not_depend_on_the_split(model, kind, passes):
     sequences = make_sequences(groups=4, size=3)
     whole = gradient(model, sequences, kind, 100000, True)
     assert whole.abs().max() > 1e-3
     for micro_tokens, share in [(1, True), (40, True), (40, False), (100000, False)]:
         split = gradient(model, sequences, kind, micro_tokens, share)
         torch.testing.assert_close(split, whole, rtol=1e-10, atol=1e-10)
+
+
+def test_passes_are_full_and_none_is_too_full(model):
+    sequences = make_sequences(groups=9, size=2)
+    tokens = flatten(sequences)
+    alone = [len(layout_tokens) for layout_tokens in passes_of(sequences, tokens, 1)]
+    assert len(alone) == 9
+    found = [len(layout_tokens) for layout_tokens in passes_of(sequences, tokens, 60)]
+    assert sum(found) == sum(alone) and max(found) <= 60
+    # Only the next document's size, at most the largest, keeps a pass from being full.
+    assert min(found[:-1]) > 60 - max(alone)
+
+
+def passes_of(sequences, tokens, micro_tokens):
+    return [m.layout.input_ids for m in micro_batches(sequences, tokens, micro_tokens)]
 
 
 def test_normalisers_by_hand():

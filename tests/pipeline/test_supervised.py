@@ -53,7 +53,7 @@ def stage(tmp_path: Path, drawn: Drawn) -> Path:
 
 def tiny(checkpoint: Path) -> Any:
     """The model of 320 tokens, with weights that are not too flat, in float64."""
-    return load_model(checkpoint).double()
+    return load_model(checkpoint, "float64")
 
 
 def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
