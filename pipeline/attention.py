@@ -54,6 +54,7 @@ class Plan:
     """How the T tokens of a pass are laid side by side for so many heads.
 
     Attributes:
+        tokens: T.
         heads: Of the queries.
         key_heads: Of keys and values.
         blocks: What is multiplied together.
@@ -65,6 +66,7 @@ class Plan:
             there are parents, whose rows are there more than once.
     """
 
+    tokens: int
     heads: int
     key_heads: int
     blocks: list[_Block]
@@ -79,7 +81,8 @@ def plan_of(spans: np.ndarray, tokens: int, heads: int, key_heads: int) -> Plan:
     """Return how the spans of a pass are laid side by side.
 
     Args:
-        spans: [S, 4] int64: first token, length, first token of the parent, its length or 0.
+        spans: [S, 4] int64: first token, length, first token of the parent, its length or 0;
+            every token is in one.
         tokens: T.
         heads: Of the queries.
         key_heads: Of keys and values; divides `heads`.
@@ -122,6 +125,7 @@ def plan_of(spans: np.ndarray, tokens: int, heads: int, key_heads: int) -> Plan:
         )
         rows, columns = rows + query.size, columns + key.size
     return Plan(
+        tokens,
         heads,
         key_heads,
         blocks,

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.attention import Plan, attend
-from pipeline.kernels import gated_unit, is_plain_linear, linear, rms_norm, rotate
+from pipeline.kernels import gated_unit, is_plain_linear, linear, rms_norm, rotate, round_up
 from pipeline.layout import Layout
 
 ARCHITECTURES = ("LlamaModel", "Qwen2Model", "Qwen3Model")
@@ -52,30 +53,35 @@ def serves(backbone: Any) -> bool:
     )
 
 
-def final_states(backbone: Any, layout: Layout, rounded: bool = False) -> Tensor:
-    """Return the last hidden states, after the final norm, at `layout.kept`, [R, H].
+def final_states(backbone: Any, layout: Layout, bfloat16: bool = False) -> Tensor:
+    """Return the last hidden states, after the final norm, at `layout.kept`.
+
+    Rows that nobody reads may follow those R: tokens and states are rounded up to numbers that
+    other passes share (`kernels.round_up`), with tokens that nothing sees.
 
     Args:
         backbone: One that `serves` says yes to.
         layout: Of T tokens.
-        rounded: Whether factors of the layers' products are rounded to bfloat16.
+        bfloat16: Whether factors of the layers' products are rounded to bfloat16.
     """
     attention = backbone.layers[0].self_attn
     size = attention.head_dim
     heads = backbone.config.num_attention_heads
     plan = layout.plan(heads, backbone.config.num_key_value_heads)
-    x = backbone.embed_tokens(layout.input_ids)
-    cosines, sines = backbone.rotary_emb(x[None], layout.position_ids[None])
+    more = plan.tokens - len(layout.input_ids)
+    x = backbone.embed_tokens(pad(layout.input_ids, (0, more)))
+    cosines, sines = backbone.rotary_emb(x[None], pad(layout.position_ids, (0, more))[None])
     cosines, sines = cosines[0, :, None], sines[0, :, None].clone()
     sines[..., : size // 2].neg_()
     rotation = (cosines, sines, cosines * attention.scaling, sines * attention.scaling)
+    read = pad(layout.kept, (0, round_up(len(layout.kept)) - len(layout.kept)))
     layers = backbone.layers[: backbone.config.num_hidden_layers]
     for index, layer in enumerate(layers):
-        kept = layout.kept if index == len(layers) - 1 else None
+        kept = read if index == len(layers) - 1 else None
         if backbone.training and layer.gradient_checkpointing:
-            x = checkpoint(_layer, layer, x, rotation, plan, kept, rounded, use_reentrant=False)
+            x = checkpoint(_layer, layer, x, rotation, plan, kept, bfloat16, use_reentrant=False)
         else:
-            x = _layer(layer, x, rotation, plan, kept, rounded)
+            x = _layer(layer, x, rotation, plan, kept, bfloat16)
     return _norm(backbone.norm, x)
 
 
@@ -85,16 +91,16 @@ def _layer(
     rotation: tuple[Tensor, Tensor, Tensor, Tensor],
     plan: Plan,
     kept: Tensor | None,
-    rounded: bool,
+    bfloat16: bool,
 ) -> Tensor:
     """Return a decoder layer's output; with `kept`, at those tokens alone."""
     attention, feed_forward = layer.self_attn, layer.mlp
     cosines, sines, scaled_cosines, scaled_sines = rotation
     shape = len(x), -1, attention.head_dim
     normed = _norm(layer.input_layernorm, x)
-    q = _project(attention.q_proj, normed, rounded).view(shape)
-    k = _project(attention.k_proj, normed, rounded).view(shape)
-    v = _project(attention.v_proj, normed, rounded).view(shape)
+    q = _project(attention.q_proj, normed, bfloat16).view(shape)
+    k = _project(attention.k_proj, normed, bfloat16).view(shape)
+    v = _project(attention.v_proj, normed, bfloat16).view(shape)
     if hasattr(attention, "q_norm"):
         q, k = _norm(attention.q_norm, q), _norm(attention.k_norm, k)
     # The scale of the scores is in the queries' rotation.
@@ -102,21 +108,21 @@ def _layer(
     attended = attend(q, k, v, plan)
     if kept is not None:
         attended, x = attended.index_select(0, kept), x.index_select(0, kept)
-    x = _project(attention.o_proj, attended, rounded, x)
+    x = _project(attention.o_proj, attended, bfloat16, x)
     normed = _norm(layer.post_attention_layernorm, x)
-    gate = _project(feed_forward.gate_proj, normed, rounded)
-    up = _project(feed_forward.up_proj, normed, rounded)
-    return _project(feed_forward.down_proj, gated_unit(gate, up), rounded, x)
+    gate = _project(feed_forward.gate_proj, normed, bfloat16)
+    up = _project(feed_forward.up_proj, normed, bfloat16)
+    return _project(feed_forward.down_proj, gated_unit(gate, up), bfloat16, x)
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
     return rms_norm(x, module.weight, module.variance_epsilon)
 
 
-def _project(module: Any, x: Tensor, rounded: bool, residual: Tensor | None = None) -> Tensor:
+def _project(module: Any, x: Tensor, bfloat16: bool, residual: Tensor | None = None) -> Tensor:
     """Return a linear layer's output, plus the residual."""
     if is_plain_linear(module):
-        return linear(x, module.weight, module.bias, residual, rounded)
-    with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+        return linear(x, module.weight, module.bias, residual, bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         y = module(x).to(x.dtype)
     return y if residual is None else y + residual

@@ -22,6 +22,16 @@ from torch.nn.functional import silu
 ONEDNN_BYTES = 64 << 20
 
 
+def round_up(rows: int) -> int:
+    """Return a number of rows, not less and at most a sixteenth more, that others share.
+
+    oneDNN compiles a product for each shape that it meets, at half a millisecond and a megabyte;
+    the tokens of a pass are a new number at every step.
+    """
+    step = max(16, 1 << max(0, rows.bit_length() - 5))
+    return -(-rows // step) * step
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Wᵀ + b without a gradient, by the faster of torch's libraries.
 
@@ -30,7 +40,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [O, I], of any strides.
         bias: [O].
     """
-    if _by_onednn(x, weight):
+    if by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return plain_linear(x, weight, bias)
 
@@ -43,7 +53,8 @@ def add_product(out: Tensor, x: Tensor, weight: Tensor) -> None:
         out.addmm_(x, weight.t())
 
 
-def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+def by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether `product` of these goes through oneDNN."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
@@ -64,16 +75,16 @@ class _Linear(Function):
         weight: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
-        rounded: bool,
+        bfloat16: bool,
     ) -> Tensor:
-        if rounded:
+        if bfloat16:
             kept, matrix = x.bfloat16(), weight.bfloat16()
             y = product(kept, matrix).to(x.dtype)
             if bias is not None:
                 y += bias
             if residual is not None:
                 y += residual
-        elif residual is not None and _by_onednn(x, weight):
+        elif residual is not None and by_onednn(x, weight):
             kept, matrix = x, weight
             y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
         else:
@@ -105,7 +116,7 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    rounded: bool = False,
+    bfloat16: bool = False,
 ) -> Tensor:
     """Return x Wᵀ + b + r.
 
@@ -114,9 +125,9 @@ def linear(
         weight: [O, I].
         bias: [O].
         residual: r, [T, O].
-        rounded: Whether factors are rounded to bfloat16; sums stay in x's precision.
+        bfloat16: Whether factors are rounded to bfloat16; sums stay in x's precision.
     """
-    return _Linear.apply(x, weight, bias, residual, rounded)  # type: ignore[no-any-return]
+    return _Linear.apply(x, weight, bias, residual, bfloat16)  # type: ignore[no-any-return]
 
 
 class _RmsNorm(Function):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.attention import Plan, plan_of
+from pipeline.kernels import round_up
 
 
 @dataclass(slots=True)
@@ -72,10 +73,16 @@ class Layout:
         return replace(self, **moved)
 
     def plan(self, heads: int, key_heads: int) -> Plan:
-        """Return how attention takes the spans of this pass, on a CPU."""
+        """Return how attention takes the spans of this pass, on a CPU.
+
+        The tokens are rounded up by some that are a span of their own, which nobody reads.
+        """
         if (heads, key_heads) not in self._plans:
-            plan = plan_of(self.spans, len(self.input_ids), heads, key_heads)
-            self._plans[heads, key_heads] = plan
+            count = len(self.input_ids)
+            tokens = round_up(count)
+            more = [[count, tokens - count, 0, 0]] if tokens > count else np.empty((0, 4), int)
+            spans = np.concatenate([self.spans, more])
+            self._plans[heads, key_heads] = plan_of(spans, tokens, heads, key_heads)
         return self._plans[heads, key_heads]
 
     def rows(self) -> Rows:

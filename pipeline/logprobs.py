@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from pipeline.kernels import add_product, product
+from pipeline.kernels import add_product, by_onednn, product, round_up
 
 # Logits of one chunk, and probabilities that the backward pass may find kept.
 CHUNK_BYTES = 64 << 20
@@ -170,4 +171,11 @@ def selected_logprobs(
         input.
     """
     other = (None, None) if reference is None else (reference[0].detach(), reference[1].detach())
-    return Selected(*_Selected.apply(hidden, weight, targets, temperature, *other))  # type: ignore[misc]
+    tokens = len(targets)
+    if by_onednn(hidden, weight):
+        more = round_up(tokens) - tokens
+        hidden, targets = pad(hidden, (0, 0, 0, more)), pad(targets, (0, more))
+        if other[0] is not None:
+            other = pad(other[0], (0, 0, 0, more)), other[1]
+    found = _Selected.apply(hidden, weight, targets, temperature, *other)
+    return Selected(*(values[:tokens] for values in found))  # type: ignore[union-attr]

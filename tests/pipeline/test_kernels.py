@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear as plain_linear
 from torch.nn.functional import silu
 
-from pipeline.kernels import add_product, gated_unit, linear, product, rms_norm, rotate
+from pipeline.kernels import add_product, gated_unit, linear, product, rms_norm, rotate, round_up
 
 
 def made(*shape: int, dtype=torch.float64, seed=0) -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_frozen_weights_get_no_gradient():
 def test_rounded_factors_are_bfloat16_and_sums_are_not():
     x, weight = made(64, 48, dtype=torch.float32), made(32, 48, dtype=torch.float32)
     leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-    value = linear(*leaves, rounded=True)
+    value = linear(*leaves, bfloat16=True)
     assert value.dtype == torch.float32
     exact = x.bfloat16().double() @ weight.bfloat16().double().T
     # The product itself comes out in bfloat16: one rounding of 2⁻⁸.
@@ -126,3 +126,10 @@ def test_what_is_too_large_for_a_copy_is_added_in_place(monkeypatch):
     monkeypatch.setattr("pipeline.kernels.ONEDNN_BYTES", 8)
     add_product(other, x, weight)
     torch.testing.assert_close(out, other)
+
+
+def test_few_numbers_of_rows_are_met_and_little_is_added():
+    found = [round_up(n) for n in range(1, 20_000)]
+    assert all(n <= r <= n + max(15, n / 16) for n, r in enumerate(found, 1))
+    assert all(r == round_up(r) for r in found)
+    assert len({round_up(n) for n in range(1024, 2048)}) == 17
