@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "trl": {},
         "trl_free": FREE,
         "trl_lengths": {**FREE, "train_sampling_strategy": "group_by_length"},
-        "trl_padding_free": {**FREE, "padding_free": True},
+        "trl_padding_free": {**FREE, "padding_free": True, "max_length": None},
         "trl_packing": {
             **FREE,
             "packing": True,
@@ -63,7 +63,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "per_device_train_batch_size": 1,
         },
     },
-    "dpo": {"trl": {}, "trl_free": FREE, "trl_padding_free": {**FREE, "padding_free": True}},
+    "dpo": {
+        "trl": {},
+        "trl_free": FREE,
+        "trl_padding_free": {**FREE, "padding_free": True, "max_length": None},
+    },
     "grpo": {"trl": {}, "trl_free": FREE},
     "grpo_natural": {"trl": {}, "trl_free": FREE},
 }
