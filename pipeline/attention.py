@@ -170,22 +170,24 @@ class _Attend(Function):
         keys = k.reshape(-1, size).index_select(0, plan.seen)
         values = v.reshape(-1, size).index_select(0, plan.seen)
         found = torch.empty_like(asked)
-        kept = []
+        kept: list[Tensor | None] = []
         for block in plan.blocks:
             parts = _Parts(plan, block, asked, keys, values)
             out = parts.queries(found)
+            whole: Tensor | None = None
             for start in range(0, block.length, CHUNK):
                 rows, columns = parts.chunk(start)
                 p = parts.probabilities(rows, columns)
                 out[:, :, rows] = torch.bmm(p, parts.v[:, :columns]).view(out[:, :, rows].shape)
-            kept.append(p if block.length <= CHUNK else None)
+                whole = p if block.length <= CHUNK else None
+            kept.append(whole)
         ctx.save_for_backward(asked, keys, values, *kept)
         ctx.plan = plan
         return found.index_select(0, plan.place).view(tokens, -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         plan: Plan = ctx.plan
         asked, keys, values, *kept = ctx.saved_tensors
         size = asked.shape[-1]
@@ -202,7 +204,7 @@ class _Attend(Function):
                 above = upstream[:, :, rows].reshape(len(p), -1, size)
                 to_v[:, :columns].baddbmm_(p.transpose(1, 2), above)
                 slope = torch.bmm(above, parts.v[:, :columns].transpose(1, 2))
-                slope = torch._softmax_backward_data(slope, p, -1, p.dtype)
+                slope = torch.ops.aten._softmax_backward_data(slope, p, -1, p.dtype)
                 out[:, :, rows] = torch.bmm(slope, parts.k[:, :columns]).view(out[:, :, rows].shape)
                 to_k[:, :columns].baddbmm_(slope.transpose(1, 2), parts.rows(rows))
         tokens = len(gradient)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -298,8 +299,7 @@ def micro_batches(
     """
     # Neighbours are of like length: little is padded wherever something must be.
     documents = sorted(documents_of(sequences, share), key=lambda d: -d.length)
-    starts = torch.zeros(len(sequences) + 1, dtype=torch.int64)
-    starts[1:] = torch.cumsum(tokens.lengths.to(torch.int64), 0)
+    starts = [0, *accumulate(int(n) for n in tokens.lengths.tolist())]
     first = 0
     while first < len(documents):
         end, room = first + 1, micro_tokens - documents[first].length

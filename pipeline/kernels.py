@@ -98,7 +98,7 @@ class _Linear(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias, by_residual, _ = ctx.needs_input_grad
         g = gradient.to(x.dtype)
@@ -142,7 +142,7 @@ class _RmsNorm(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, scale = ctx.saved_tensors
         both = gradient * x
         by_weight = torch.mv(both.t(), scale[:, 0]) if ctx.needs_input_grad[1] else None
@@ -170,7 +170,7 @@ class _GatedUnit(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up, opened = ctx.saved_tensors
         by_gate = torch.ops.aten.silu_backward(gradient * up, gate)
         return by_gate, gradient * opened
@@ -191,7 +191,7 @@ class _Rotate(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         cosines, sines = ctx.saved_tensors
         turned = (gradient * cosines).addcmul_(_swapped(gradient), sines, value=-1.0)
         return turned, None, None
