@@ -29,6 +29,7 @@ from data_prep import figures
 from data_prep.command_line import run_stage
 from data_prep.config import plugin_config
 from data_prep.errors import UserError, command
+from data_prep.files import disk_errors
 from data_prep.formatting import Formatter, check_tokenizer, make_formatter, profile_named
 from data_prep.jsonl import write_json, write_rows
 from data_prep.judged import (
@@ -195,7 +196,8 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
     folder = stage.begin()
     for split in PRIORITY:
         write_rows(folder / f"{split}.jsonl", (p.to_row() for p in splits[split]))
-    formatter.tokenizer.save_pretrained(folder / "tokenizer")
+    with disk_errors(folder / "tokenizer"):
+        formatter.tokenizer.save_pretrained(folder / "tokenizer")
     for split, rows in (("train", train), ("validation", held_out)):
         write_sequences(folder, split, rows.problems, rows.pairs, rows.order())
     write_judged(folder, tables)

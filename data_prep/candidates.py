@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep import near
-from data_prep.chunk import Task
-from data_prep.jsonl import read_json
+from data_prep.chunk import Task, read_report
 
 COLUMNS = (
     "number",
@@ -65,7 +64,8 @@ def load_candidates(tasks: Sequence[Task]) -> tuple[Candidates, list[dict[str, A
     columns: dict[str, list[np.ndarray]] = {name: [] for name in Candidates.__annotations__}
     reports = []
     for index, task in enumerate(tasks):
-        report = read_json(task.folder / f"{task.name}.json")
+        report = read_report(task)
+        report = {key: report[key] for key in ("rows", "reasons", "findings")}
         reports.append({"source": Path(task.stretch.kind).stem, **report})
         with pa.memory_map(str(task.folder / f"{task.name}.arrow")) as file:
             table = pa.ipc.open_file(file).read_all()

@@ -9,6 +9,7 @@ and only if the chunk is whole.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pyarrow as pa
 from data_prep import near
 from data_prep.decontaminate import Index
 from data_prep.errors import UserError
+from data_prep.files import disk_errors, file_hash
 from data_prep.formatting import Formatter, Message, Row
 from data_prep.jsonl import write_json
 from data_prep.mixture_config import MixtureConfig
@@ -29,6 +31,7 @@ from data_prep.normalise import normalise
 from data_prep.plugins import load_plugin
 from data_prep.reading import Rejected, Stretch, convert, read_stretch
 from data_prep.rows import messages_of
+from data_prep.run_folder import FORMAT, read_sealed, sealed
 from data_prep.schema import Chat, Item, Problem
 
 SCHEMA = pa.schema(
@@ -95,17 +98,21 @@ class Converter:
         Raises:
             UserError: A row is bad and its policy is "fail".
         """
-        if (task.folder / f"{task.name}.json").is_file():
+        if is_whole(task):
             return
         reasons: Counter[str] = Counter()
         findings: list[dict[str, Any]] = []
         candidates = self._candidates(task, reasons, findings)
         kept, rows = self._tokenise(candidates, reasons)
         self._write(task, kept, rows)
-        write_json(
-            task.folder / f"{task.name}.json",
-            {"rows": len(kept), "reasons": dict(sorted(reasons.items())), "findings": findings},
-        )
+        report = {
+            "format": FORMAT,
+            "rows": len(kept),
+            "reasons": dict(sorted(reasons.items())),
+            "findings": findings,
+            "files": {path.name: file_hash(path) for path in _files_of(task)},
+        }
+        write_json(task.folder / f"{task.name}.json", sealed(report))
 
     def _candidates(
         self, task: Task, reasons: Counter[str], findings: list[dict[str, Any]]
@@ -226,10 +233,39 @@ class Converter:
         _flat(base.with_suffix(".ids"), [ids for ids, _ in rows], np.dtype(np.int32))
         _flat(base.with_suffix(".mask"), [mask for _, mask in rows], np.dtype(np.int8))
         with (
+            disk_errors(base.with_suffix(".arrow")),
             pa.OSFile(str(base.with_suffix(".arrow")), "wb") as file,
             pa.ipc.new_file(file, SCHEMA) as writer,
         ):
             writer.write_table(table)
+
+
+def _files_of(task: Task) -> list[Path]:
+    return [task.folder / f"{task.name}{suffix}" for suffix in (".ids", ".mask", ".arrow")]
+
+
+def is_whole(task: Task) -> bool:
+    """Return whether a chunk was converted and its files are as they were written."""
+    note = task.folder / f"{task.name}.json"
+    if not note.is_file():
+        return False
+    try:
+        files = read_report(task)["files"]
+        damaged = [p for p in _files_of(task) if not p.is_file() or file_hash(p) != files[p.name]]
+    except (UserError, KeyError):
+        damaged = [note]
+    if damaged:
+        print(f"{damaged[0]}: not what was written; it is made again", file=sys.stderr)
+    return not damaged
+
+
+def read_report(task: Task) -> dict[str, Any]:
+    """Return what a chunk left out and found, with its number of rows and its files' hashes.
+
+    Raises:
+        UserError: The chunk's report is missing or damaged.
+    """
+    return read_sealed(task.folder / f"{task.name}.json", "run the same command")
 
 
 def conversation_of(item: Item) -> tuple[list[Message], str]:
@@ -265,7 +301,7 @@ def _without_last_turn(messages: Sequence[Message]) -> list[Message]:
 def _flat(path: Path, rows: Sequence[Sequence[int]], dtype: np.dtype[Any]) -> None:
     total = sum(map(len, rows))
     values = np.fromiter(chain.from_iterable(rows), dtype=dtype, count=total)
-    with path.open("wb") as file:
+    with disk_errors(path), path.open("wb") as file:
         file.write(values.tobytes())
         file.flush()
         os.fsync(file.fileno())

@@ -21,6 +21,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, Val
 from .errors import UserError, nearest
 from .plugins import load_plugin
 
+SIGNATURE = "# SHA-256 of the lines below: "
+
 
 class Config(BaseModel):
     """Base of every configuration model: frozen; no unknown keys, no infinite numbers."""
@@ -62,11 +64,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: The file is missing or not TOML.
+        UserError: The file is missing, not TOML, or not as a run wrote it.
     """
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith(SIGNATURE):
+            _check_signature(text, path)
+        return tomllib.loads(text)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             str(path), "no such file", "a TOML configuration", "check the path"
@@ -188,6 +193,28 @@ def _override_error(said: str, program: str) -> UserError:
 def dump_toml(config: Config) -> str:
     """Return a configuration as TOML that reads back to the same configuration."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def signed_toml(config: Config) -> str:
+    """Return what a run folder keeps: TOML behind a comment with its own hash."""
+    text = dump_toml(config)
+    return f"{SIGNATURE}{_digest(text)}\n{text}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_signature(text: str, path: Path) -> None:
+    first, _, rest = text.partition("\n")
+    if first.removeprefix(SIGNATURE) != _digest(rest):
+        raise UserError(
+            str(path),
+            "not what the run wrote: it was changed or damaged since",
+            "lines of the hash in its first line",
+            "run `python -m pipeline.run` with your own configuration, which writes it anew; "
+            "or remove its first line, if the change is meant",
+        )
 
 
 def fingerprint(value: Any) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.chunk import Converter, Task
+from data_prep.chunk import Converter, Task, is_whole
 from data_prep.decontaminate import Index, Question
 from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
+from data_prep.interruption import Interruption
 from data_prep.mixture_config import MixtureConfig
 from data_prep.plugins import load_plugin
 from data_prep.reading import Rejected, convert, read_stretch, stretches
@@ -66,14 +68,18 @@ def convert_chunks(config: MixtureConfig, seed: int, folder: Path, tasks: Sequen
     Raises:
         UserError: A row is bad and its policy is "fail".
     """
-    left = [task for task in tasks if not (task.folder / f"{task.name}.json").is_file()]
+    left = [task for task in tasks if not is_whole(task)]
     start = (config, seed, str(folder / "tokenizer"))
-    with tqdm(total=len(left), desc="convert", unit="chunk", file=sys.stderr) as bar:
+    with (
+        tqdm(total=len(left), desc="convert", unit="chunk", file=sys.stderr) as bar,
+        Interruption("chunk") as interruption,
+    ):
         if config.workers == 1 or len(left) < 2:
             converter = _converter(*start)
             for task in left:
                 converter.run(task)
                 bar.update()
+                interruption.check()
             return
         # Forked from a clean server that has the imports, not from here: the tokenizer's threads
         # do not survive a fork.
@@ -82,6 +88,7 @@ def convert_chunks(config: MixtureConfig, seed: int, folder: Path, tasks: Sequen
         with context.Pool(config.workers, _start, start) as pool:
             for _ in pool.imap_unordered(_run, left):
                 bar.update()
+                interruption.check()
             pool.close()
             pool.join()
 
@@ -95,6 +102,8 @@ def _converter(config: MixtureConfig, seed: int, tokenizer: str) -> Converter:
 def _start(config: MixtureConfig, seed: int, tokenizer: str) -> None:
     # One process a core is enough; the tokenizer's own threads would only get in the way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C is the starter's matter.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker["converter"] = _converter(config, seed, tokenizer)
 
 

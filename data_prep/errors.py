@@ -7,16 +7,32 @@ Everything a user can get wrong (a missing file, a broken row, an unknown key) r
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import shlex
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from prompts import PromptError
 from verifiers.plain import plain
+
+# What a user can do about errors of the disk.
+_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make space there, or give another --out"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "let this user write there, or give another --out",
+    ),
+    errno.EFBIG: "raise the limit on the size of a file (`ulimit -f`)",
+    errno.EMFILE: "raise the number of open files (`ulimit -n`)",
+    errno.ENOTDIR: "a file stands where a folder should be: move it, or give another --out",
+}
 
 
 class UserError(Exception):
@@ -58,7 +74,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def command(main: Callable[[list[str]], None]) -> NoReturn:
     """Run an entry point: user errors become a message and exit status 2.
 
-    `--debug` anywhere on the command line shows the full traceback instead.
+    So do a full disk, a missing permission and too little memory. Ctrl-C and SIGTERM end with
+    status 130, after the step or shard that was being made (`data_prep.interruption`), and with the
+    command that goes on. `--debug` anywhere on the command line shows the full traceback instead.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     sys.excepthook = _show_traceback
@@ -75,26 +93,17 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         if debug:
             raise
-        print(
-            "\ninterrupted: what was complete is kept; the same command goes on from there",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted: {go_on()}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader of our output went away (`… | head`); not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-    except OSError as error:
-        # A full disk, a missing permission, a file where a folder should be.
-        if debug:
+    except Exception as error:
+        message = "" if debug else _memory_message(error) or _disk_message(error)
+        if not message:
             raise
-        where = error.filename or "the operating system"
-        found = f"error: {where}: {error.strerror or error}"
-        print(
-            f"{plain(found)}\n  what to do: mend it; what was complete is kept, and the same "
-            "command goes on from there",
-            file=sys.stderr,
-        )
+        print(f"{plain(f'error: {message}')}\n  {go_on()}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0)
 
@@ -109,3 +118,42 @@ def _show_traceback(
 ) -> None:
     """Print a traceback whose message, which may quote data, cannot steer the terminal."""
     print(plain("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def go_on() -> str:
+    """Return how the interrupted work goes on: the command that was given."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec is not None else ""
+    program = ["python", "-m", name] if name else ["python", sys.argv[0]]
+    return f"what was complete is kept; go on with: {shlex.join([*program, *sys.argv[1:]])}"
+
+
+def _memory_message(error: Exception) -> str:
+    """Return what to say of an error of too little memory; empty for any other."""
+    text = str(error).strip().partition("\n")[0]
+    # torch has a type of its own on a GPU, and a plain RuntimeError on a CPU.
+    is_memory = (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in text)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    )
+    if not is_memory:
+        return ""
+    return (
+        f"out of memory: {text or 'no more could be had'}\n  what to do: lower micro_tokens of the "
+        "stage, slots or memory_gib of [engine] or the number of workers; gradient_checkpointing "
+        "and lora need less; or take a machine with more"
+    )
+
+
+def _disk_message(error: Exception) -> str:
+    """Return what to say of a full disk, a missing permission and the like; empty for others."""
+    if not isinstance(error, OSError):
+        return ""
+    where = str(error.filename or "the operating system")
+    found = error.strerror or str(error)
+    if error.errno == errno.ENOSPC and error.filename:
+        folder = next((p for p in Path(where).absolute().parents if p.is_dir()), Path("/"))
+        found += f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB are free)"
+    return f"{where}: {found}\n  what to do: {_DISK.get(error.errno or 0, 'mend it')}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError
+from .files import Journal, writing
 
 Row = dict[str, Any]
 # What is longer is no row and no note, and would only fill the memory: the longest rows that are
@@ -126,31 +126,28 @@ def dump_row(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
 
 
-def write_rows(path: str | Path, rows: Iterable[Any]) -> int:
-    """Write rows to a temporary name, sync, rename; return their number."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
+def write_rows(path: str | Path, rows: Iterable[Any], journal: Journal | None = None) -> int:
+    """Write rows to a temporary name, sync, rename; return their number.
+
+    Args:
+        path: The file.
+        rows: JSON values.
+        journal: Keeps the hash of what was written.
+    """
     count = 0
-    with temporary.open("w", encoding="utf-8") as file:
+    place = writing(path) if journal is None else journal.writing(Path(path))
+    with place as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(dump_row(row))
             count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     return count
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write one JSON document, readable, atomically."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, ensure_ascii=False, indent=2, allow_nan=False)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def script_json(value: Any) -> str:
@@ -181,6 +178,10 @@ def read_json(path: str | Path, most: int = LARGEST_DOCUMENT) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(str(path), "no such file", "a JSON file", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            str(path), f"invalid UTF-8 at byte {error.start}", "a JSON document", "mend it"
+        ) from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}", f"not JSON: {error.msg}", "a JSON document", "mend it"

@@ -7,7 +7,6 @@ split; `data_prep.loader.Pairs` and `data_prep.loader.Steps` read them. The colu
 
 from __future__ import annotations
 
-import os
 import random
 from bisect import bisect_right
 from collections import Counter
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.errors import UserError
+from data_prep.files import writing
 from data_prep.formatting import Formatter, Message
 from data_prep.normalise import normalise
 from data_prep.preflight import ROWS, preflight
@@ -283,6 +283,5 @@ def write_judged(folder: Path, tables: Tables) -> None:
         for split, rows in splits.items():
             path = folder / f"{name}_{split}.parquet"
             table = pa.Table.from_pylist(rows, schema=SCHEMAS[name])
-            pq.write_table(table, path, compression="zstd")
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            with writing(path) as temporary:
+                pq.write_table(table, temporary, compression="zstd")

@@ -135,8 +135,7 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
     write_page(folder, figures, tokenizer)
     timing = _timing(figures, started, converted, selected)
     write_json(folder / "timing.json", timing)
-    shutil.rmtree(folder / "chunks")
-    final = stage.complete(rows=figures["rows"], tokens=figures["tokens"])
+    final = stage.complete(("chunks",), rows=figures["rows"], tokens=figures["tokens"])
     _tell(figures, timing, final)
     return final
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.chunk import conversation_of
 from data_prep.errors import UserError
+from data_prep.files import Journal, disk_errors, sync
 from data_prep.formatting import Message, make_formatter
 from data_prep.mixture_config import Ingredient, MixtureConfig
 from data_prep.plugins import load_plugin
@@ -30,8 +31,8 @@ def prepare_tokenizer(config: MixtureConfig, profile: Profile, folder: Path) -> 
     Raises:
         UserError: No row can be trained on, the tokenizer cannot be loaded, or preflight fails.
     """
-    target = folder / "tokenizer"
-    if target.is_dir():
+    target, journal = folder / "tokenizer", Journal(folder)
+    if journal.holds_folder(target):
         return
     each = max(1, config.tokenizer.sample_problems // len(config.sources))
     first = [row for ingredient in config.sources for row in _first(ingredient, each)]
@@ -50,7 +51,11 @@ def prepare_tokenizer(config: MixtureConfig, profile: Profile, folder: Path) -> 
     preflight(formatter, checked, formatter.conversations(checked))
     temporary = folder / "tokenizer.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    formatter.tokenizer.save_pretrained(temporary)
+    with disk_errors(target):
+        formatter.tokenizer.save_pretrained(temporary)
+    for path in sorted(temporary.iterdir()):
+        sync(path)
+        journal.note(path, f"tokenizer/{path.name}")
     temporary.rename(target)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_prep.content_policy import content_policy
+from data_prep.files import writing
 from data_prep.loader import Document, Sequences
 from data_prep.tokenizer import control_tokens
 
@@ -89,7 +90,8 @@ def write_page(folder: Path, figures: Mapping[str, Any], tokenizer: Any) -> None
         ],
         shown=[_rendered(*row, tokenizer) for row in _rows(Sequences(folder, "train"))],
     )
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    with writing(folder / "report.html") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _shares(sources: Mapping[str, Any], what: str) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from data_prep.files import Journal, writing
+
 VERSION = "1"
 SCHEMA = pa.schema(
     [
@@ -108,12 +110,14 @@ def write_shards(
     """
     # A split without rows has one empty shard: what is missing is then never taken for empty.
     count = max(1, -(-len(sequences) // size))
+    journal = Journal(folder)
 
     def write(index: int) -> None:
         chosen = sequences[index * size : (index + 1) * size]
         path = folder / f"{split}-{index:05d}-of-{count:05d}.arrow"
-        if not path.is_file():
-            write_shard(path, [[documents[row] for row in one] for one in chosen], tokens, names)
+        if not journal.holds(path):
+            rows = [[documents[row] for row in one] for one in chosen]
+            write_shard(path, rows, tokens, names, journal)
 
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -126,13 +130,17 @@ def write_shards(
 
 
 def write_shard(
-    path: Path, sequences: Sequence[Sequence[Document]], tokens: TokenSource, names: Sequence[str]
+    path: Path,
+    sequences: Sequence[Sequence[Document]],
+    tokens: TokenSource,
+    names: Sequence[str],
+    journal: Journal | None = None,
 ) -> None:
     """Write one shard under a temporary name, sync, rename.
 
     Columns: the documents' tokens joined, their masks joined, where each document starts, and of
     each document the source's index and its row number. The schema's metadata holds the format's
-    version and the sources' names.
+    version and the sources' names. A journal keeps the file's hash.
     """
     ids: list[np.ndarray] = []
     masks: list[np.ndarray] = []
@@ -158,12 +166,13 @@ def write_shard(
         ],
         schema=schema,
     )
-    temporary = path.with_name(f"{path.name}.tmp")
-    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    place = writing(path) if journal is None else journal.writing(path)
+    with (
+        place as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
         writer.write_table(table)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type[np.integer]) -> np.ndarray:

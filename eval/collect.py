@@ -11,7 +11,16 @@ from typing import Any
 from data_prep.config import fingerprint, read_toml
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json, read_rows, write_json
-from data_prep.run_folder import folder_name, input_hash
+from data_prep.run_folder import (
+    FORMAT,
+    check_stage,
+    folder_name,
+    input_hash,
+    read_manifest,
+    read_sealed,
+    sealed,
+    stage_of,
+)
 from data_prep.schema import Problem, read_problems
 from eval.contamination import contamination, training_questions
 from eval.figures import SCHEMA
@@ -97,6 +106,17 @@ def collect(
     ]
     # Without a configuration, methods come in the order in which they are usually run.
     order = {name: position for position, name in enumerate(trained or USUAL_ORDER)}
+    for folder in folders.values():
+        check_stage(folder)
+    for path in sorted(run.glob("eval-*/*/figures.json")):
+        whole = path.parent.parent
+        if whole.suffix not in (".partial", ".old") and whole not in folders.values():
+            raise UserError(
+                str(whole / "manifest.json"),
+                "missing",
+                "the manifest of a complete evaluation",
+                "run `python -m eval.run` again: it takes the samples over",
+            )
     checkpoints = sorted(folders, key=lambda name: (order.get(name, len(order)), name))
     figures = {
         name: {path.parent.name: _figures(path) for path in folders[name].glob("*/figures.json")}
@@ -119,16 +139,27 @@ def collect(
     results.decomposition = {suite: _decompositions(results, suite) for suite in suites}
     stages = trained or sorted(path.parent.name for path in run.glob("*/steps.jsonl"))
     results.steps = {
-        stage: [row for _, row in read_rows(run / stage / "steps.jsonl")]
+        stage: [row for _, row in read_rows(path)]
         for stage in stages
-        if (run / stage / "steps.jsonl").is_file()
+        if (path := _checked(run / stage / "steps.jsonl")).is_file()
     }
     files = _training_files(run, folders) if training is None else list(training)
     results.training = [str(path) for path in files]
     results.contamination = _contamination(results, run, files)
-    statistics = run / "data" / "statistics.json"
+    statistics = _checked(run / "data" / "statistics.json")
     results.statistics = read_json(statistics) if statistics.is_file() else {}
     return results
+
+
+def _checked(path: Path) -> Path:
+    """Return a stage's file, held against the stage's manifest where it has one.
+
+    Raises:
+        UserError: It is missing from a complete stage, or is not what that wrote.
+    """
+    if (stage := stage_of(path)) is not None:
+        check_stage(stage, path)
+    return path
 
 
 def _figures(path: Path) -> Figures:
@@ -150,7 +181,7 @@ def _figures(path: Path) -> Figures:
 
 def _sampling_seed(folder: Path) -> int | None:
     """Return the seed that an evaluation's samples were drawn with."""
-    plans = read_json(folder / "manifest.json")["plan"]["config"]["generation"]
+    plans = read_manifest(folder)["plan"]["config"]["generation"]
     return next((plan["seed"] for plan in plans.values()), None)
 
 
@@ -158,7 +189,7 @@ def _versions(folders: list[Path]) -> dict[str, str]:
     """Return what the evaluations were made with, "a, b" where they differ."""
     found: dict[str, dict[str, None]] = {}
     for folder in folders:
-        for package, version in read_json(folder / "manifest.json")["versions"].items():
+        for package, version in read_manifest(folder)["versions"].items():
             found.setdefault(package, {})[version] = None
     return {package: ", ".join(versions) for package, versions in found.items()}
 
@@ -167,7 +198,7 @@ def _training_files(run: Path, folders: Mapping[str, Path]) -> list[Path]:
     """Return the training data of the runs that results come from: problems and mixtures."""
     runs = [run]
     for folder in folders.values():
-        model = read_json(folder / "manifest.json").get("counts", {}).get("model")
+        model = read_manifest(folder).get("counts", {}).get("model")
         if model:  # RUN/STAGE/checkpoint
             runs.append(Path(model).parent.parent)
     found: dict[Path, Path] = {}
@@ -194,12 +225,20 @@ def _contamination(results: Results, run: Path, files: Sequence[Path]) -> dict[s
         ]
     )
     memory = run / "report" / "contamination.json"
-    if memory.is_file() and (known := read_json(memory)).get("key") == key:
+    if memory.is_file() and (known := _remembered(memory)).get("key") == key:
         return {suite: known["suites"][suite] for suite in results.suites}
     found = contamination(suites, chain.from_iterable(map(training_questions, files)))
     memory.parent.mkdir(exist_ok=True)
-    write_json(memory, {"key": key, "suites": found})
+    write_json(memory, sealed({"format": FORMAT, "key": key, "suites": found}))
     return {suite: found[suite] for suite in results.suites}
+
+
+def _remembered(memory: Path) -> dict[str, Any]:
+    """Return what an earlier report found, nothing where that is damaged."""
+    try:
+        return read_sealed(memory, "")
+    except UserError:
+        return {}
 
 
 def load_suite(

@@ -30,8 +30,9 @@ from typing import Any
 
 from data_prep.config import fingerprint, validate
 from data_prep.errors import UserError
+from data_prep.files import Journal, file_hash
 from data_prep.jsonl import read_json, write_json, write_rows
-from data_prep.run_folder import Stage, file_hash, input_hash
+from data_prep.run_folder import Stage, input_hash
 from data_prep.schema import Problem
 from eval.figures import SCHEMA, suite_figures
 from eval.grading import Graded, grade, read_graded, write_graded
@@ -175,6 +176,10 @@ def evaluate(job: Job) -> Path:
     if stage.is_complete:
         return stage.final
     work = stage.begin()
+    journal = Journal(work)
+    is_sound = stage.is_sound
+    if stage.final.is_dir() and not is_sound:
+        print(f"{stage.final}: damaged; nothing is taken over from it", file=sys.stderr)
     engine = _LazyEngine(job)
     samples = 0
     with ExitStack() as cleanup:
@@ -187,17 +192,20 @@ def evaluate(job: Job) -> Path:
             plan, folder = plans[name], work / name
             folder.mkdir(exist_ok=True)
             write_json(folder / "generation.json", plan.generation)
-            plan.adopt_judgements(stage.final / name, folder)
+            if is_sound:
+                plan.adopt_judgements(stage.final / name, folder, journal)
+            plan.write(folder)
             key = fingerprint(plan.grading["checker"])
             if key not in pools:
                 checker = plan.grading["checker"]
                 opened = open_pool(checker, job.config.workers, job.config.time_limit_s)
                 pools[key] = cleanup.enter_context(opened)
             samples += _suite(
-                job, name, rows, prompts[name], profile, engine, pools[key], reward, plan, folder
-            )
+                job, name, rows, prompts[name], profile, engine, pools[key], reward, plan, folder,
+                journal,
+            )  # fmt: skip
     for old in sorted(stage.final.glob("*/figures.json")):
-        if old.parent.name not in problems and _still_holds(old, weights):
+        if is_sound and old.parent.name not in problems and _still_holds(old, weights):
             link_folder(old.parent, work / old.parent.name)
     return stage.complete(suites=list(problems), samples=samples, model=str(job.model))
 
@@ -215,17 +223,23 @@ class _Plan:
     grading: dict[str, Any]
     scoring: dict[str, Any]
 
-    def adopt_judgements(self, old: Path, new: Path) -> None:
-        """Take over verdicts and scores that the same plan decided, and note the plan."""
+    def adopt_judgements(self, old: Path, new: Path, journal: Journal) -> None:
+        """Take over verdicts and scores that the same plan decided."""
         for note, plan, names in (
             ("grading.json", self.grading, ("verdicts.jsonl", "greedy_verdicts.jsonl")),
             ("scoring.json", self.scoring, ("scores.jsonl",)),
         ):
             if (old / note).is_file() and read_json(old / note) == plan:
                 for name in filter(lambda name: (old / name).is_file(), names):
-                    link(old / name, new / name)
+                    if not journal.holds(new / name):
+                        journal.note(old / name, str((new / name).relative_to(journal.folder)))
+                        link(old / name, new / name)
+
+    def write(self, folder: Path) -> None:
+        """Note what decides the verdicts and the scores."""
+        for note, plan in (("grading.json", self.grading), ("scoring.json", self.scoring)):
             if plan:
-                write_json(new / note, plan)
+                write_json(folder / note, plan)
 
 
 def _still_holds(figures: Path, weights: str) -> bool:
@@ -310,6 +324,7 @@ def _suite(
     reward: RewardModel | None,
     plan: _Plan,
     folder: Path,
+    journal: Journal,
 ) -> int:
     """Sample, grade, score and count one suite; return the number of samples."""
     config = job.config
@@ -347,9 +362,9 @@ def _suite(
     for label, draw in draws.items():
         log = generate_shards(engine, prompts, draw, shards, config.shard_size, label)
         path = folder / files[label]
-        if not path.is_file():
+        if not journal.holds(path):
             rows = grade(problems, log, pool, f"grade {label}", bool(config.tool_rounds))
-            write_graded(path, rows)
+            write_graded(path, rows, journal)
         graded[label] = read_graded(path, [p.id for p in problems], draw.n)
     if not config.n:
         graded["samples"] = graded["greedy"]
@@ -360,9 +375,9 @@ def _suite(
     scores = None
     if reward is not None:
         path = folder / "scores.jsonl"
-        if not path.is_file():
+        if not journal.holds(path):
             log = (s for file in log_shards(folder, "samples") for s in read_samples(file))
-            write_rows(path, reward.rows(prompts, log))
+            write_rows(path, reward.rows(prompts, log), journal)
         scores = read_scores(path, {p.id: range(sampling.n) for p in problems})
     figures = suite_figures(
         problems,

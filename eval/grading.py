@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.errors import UserError
+from data_prep.files import Journal
 from data_prep.jsonl import read_rows, write_rows
 from data_prep.schema import Problem
 from eval.transcripts import answer_text
@@ -164,9 +165,9 @@ def _judge(
             )
 
 
-def write_graded(path: Path, rows: Iterable[Graded]) -> int:
+def write_graded(path: Path, rows: Iterable[Graded], journal: Journal | None = None) -> int:
     """Write `verdicts.jsonl` atomically; return the number of rows."""
-    return write_rows(path, (row.to_row() for row in rows))
+    return write_rows(path, (row.to_row() for row in rows), journal)
 
 
 def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> list[list[Graded]]:

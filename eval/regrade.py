@@ -22,6 +22,7 @@ from typing import Any
 from data_prep.arguments import Arguments
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, read_rows, write_json, write_rows
+from data_prep.run_folder import check_stage, read_manifest
 from data_prep.schema import read_problems
 from eval.figures import intervals, suite_values
 from eval.grading import Graded, grade, read_graded, write_graded
@@ -142,11 +143,12 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             str(known.evaluation), "not an evaluation's folder", "RUN/eval-NAME", "check the path"
         )
+    check_stage(known.evaluation)
     options = dict(option.split("=", 1) for option in known.option)
     profile = load_evaluation_profile(known.profile)[0] if known.profile else None
     reward = None
     if known.reward_model:
-        policy = Path(read_json(known.evaluation / "manifest.json")["counts"]["model"])
+        policy = Path(read_manifest(known.evaluation)["counts"]["model"])
         reward = RewardModel(known.reward_model, policy)
     for folder in folders:
         was = read_json(folder / "grading.json")

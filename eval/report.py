@@ -18,6 +18,7 @@ from markupsafe import Markup
 from data_prep.arguments import Arguments
 from data_prep.content_policy import content_policy
 from data_prep.errors import command
+from data_prep.files import writing
 from data_prep.jsonl import script_json, write_json
 from eval.browser import browser_blocks, browser_index
 from eval.charts import SERIES, breakdown_chart, k_curves, training_curve
@@ -104,8 +105,7 @@ def write_report(
     template = environment.get_template("page.html.jinja")
     script = (PAGE / "page.js").read_text(encoding="utf-8")
     page = folder / "report.html"
-    temporary = page.with_name("report.html.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing(page) as temporary, temporary.open("w", encoding="utf-8") as file:
         # A stream: the blocks of a large run are never in memory together.
         stream = template.stream(
             results=results,
@@ -130,7 +130,6 @@ def write_report(
         )
         stream.enable_buffering(16)
         file.writelines(stream)
-    temporary.replace(page)
     return page
 
 

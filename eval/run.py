@@ -21,7 +21,7 @@ from data_prep.arguments import Arguments, at_least, unknown_argument
 from data_prep.config import Config, fingerprint, plugin_config, validate
 from data_prep.errors import UserError, command, nearest
 from data_prep.jsonl import read_json
-from data_prep.run_folder import folder_name
+from data_prep.run_folder import folder_name, read_manifest
 from eval.evaluate import Job, evaluate, prompts_of, sandbox_of
 from eval.models import check_model, fetch_model
 from eval.profile import load_evaluation_profile
@@ -159,7 +159,7 @@ def job_of_model(
     folder_name(label, "--name")
     manifest = out / f"eval-{label}" / "manifest.json"
     if manifest.is_file():
-        other = str(read_json(manifest)["counts"].get("model", folder))
+        other = str(read_manifest(manifest.parent)["counts"].get("model", folder))
         if Path(other).resolve() != folder.resolve():
             raise UserError(
                 str(manifest.parent),

@@ -8,12 +8,14 @@ does decide samples starts a log of its own, and changing back finds the first o
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import fingerprint
+from data_prep.files import writing
 from data_prep.jsonl import write_json
 
 
@@ -44,13 +46,21 @@ def log_shards(folder: Path, label: str) -> list[Path]:
 
 
 def link(source: str | Path, target: str | Path) -> None:
-    """Give a file a second name; on a file system without links, copy it."""
+    """Give a file a second name; on a file system without links, copy it.
+
+    Another file of that name gives way: it is of a shard that had to be drawn again.
+    """
     try:
         os.link(source, target)
     except FileExistsError:
-        return
-    except OSError:
-        shutil.copy2(source, target)
+        if not Path(source).samefile(target):
+            Path(target).unlink()
+            link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        with writing(target) as temporary:
+            shutil.copy2(source, temporary)
 
 
 def link_folder(source: Path, target: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import tomli_w
 import yaml
 
-from data_prep.jsonl import read_json, read_rows
-from data_prep.run_folder import versions
+from data_prep.files import writing
+from data_prep.jsonl import read_rows
+from data_prep.run_folder import read_manifest, versions
 from pipeline.config import RunConfig, TrainConfig
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -94,7 +95,8 @@ def write_card(
             else "not stated; the weights were made by this run alone."
         ),
     ]
-    (folder / "README.md").write_text("\n\n".join(p for p in parts if p) + "\n", encoding="utf-8")
+    with writing(folder / "README.md") as temporary:
+        temporary.write_text("\n\n".join(p for p in parts if p) + "\n", encoding="utf-8")
 
 
 def base_facts(init: str | Path | None) -> dict[str, Any]:
@@ -173,9 +175,9 @@ def _use(trains: str) -> str:
 def _data(run: RunConfig) -> str:
     """Return what the data stage counted, and what it read."""
     counts: dict[str, Any] = {}
-    manifest = Path(run.out) / "data" / "manifest.json"
-    if manifest.is_file():
-        counts = read_json(manifest).get("counts", {})
+    stage = Path(run.out) / "data"
+    if (stage / "manifest.json").is_file():
+        counts = read_manifest(stage).get("counts", {})
     data: Any = run.data
     sources = getattr(data, "sources", ())
     facts = {"sources": ", ".join(sorted({s.kind for s in sources})) or "none"}

@@ -145,6 +145,7 @@ class TrainConfig(Config):
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.
         save_every: Steps between checkpoints that a killed run goes on from.
+        keep_states: How many of those are kept: where the last is damaged, the one before is used.
         validate_every: Steps between looks at held-out data: the loss on validation rows or
             pairs, or, for methods that learn from samples, the share of validation problems
             that greedy completions solve; 0 never.
@@ -180,6 +181,7 @@ class TrainConfig(Config):
     micro_tokens: int = Field(default=16384, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=50, ge=1)
+    keep_states: int = Field(default=2, ge=1)
     validate_every: int = Field(default=0, ge=0)
     validate_limit: int = Field(default=128, ge=1)
     monitor: MonitorConfig = MonitorConfig()

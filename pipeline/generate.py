@@ -17,7 +17,9 @@ from tqdm import tqdm
 from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
+from data_prep.files import Journal
 from data_prep.formatting import load_formatter
+from data_prep.interruption import Interruption
 from data_prep.jsonl import read_json, write_rows
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem, read_problems
@@ -55,6 +57,8 @@ def generate_shards(
 ) -> Iterator[Sample]:
     """Write `<label>-00000.jsonl` …, skipping shards that are there; then yield all samples.
 
+    A shard that is no longer what was written is drawn again.
+
     Args:
         engine: Generates.
         prompts: In the order of the log.
@@ -66,16 +70,22 @@ def generate_shards(
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(prompts), shard_size)
     paths = [folder / f"{label}-{index:05d}.jsonl" for index in range(len(starts))]
-    with tqdm(total=len(prompts) * sampling.n, desc=label, unit="sample", leave=True) as bar:
+    journal = Journal(folder)
+    with (
+        tqdm(total=len(prompts) * sampling.n, desc=label, unit="sample", leave=True) as bar,
+        Interruption("shard") as interruption,
+    ):
         for start, path in zip(starts, paths, strict=True):
             part = prompts[start : start + shard_size]
-            if not path.is_file():
+            if not journal.holds(path):
                 groups = engine.generate(part, sampling)
                 write_rows(
                     path,
                     (s.to_row() for s in samples_of(groups, sampling.n, engine.policy_version)),
+                    journal,
                 )
             bar.update(len(part) * sampling.n)
+            interruption.check()
     for path in paths:
         yield from read_samples(path)
 

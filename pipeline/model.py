@@ -217,6 +217,7 @@ def save_checkpoint(
     """
     from transformers import GenerationConfig
 
+    from data_prep.files import disk_errors
     from data_prep.jsonl import write_json
     from pipeline.adapters import plain_weights
 
@@ -229,8 +230,9 @@ def save_checkpoint(
     )
     if model.can_generate():
         model.generation_config = generation
-    model.save_pretrained(folder, state_dict=dict(plain_weights(model)))
-    tokenizer.save_pretrained(folder)
+    with disk_errors(folder):
+        model.save_pretrained(folder, state_dict=dict(plain_weights(model)))
+        tokenizer.save_pretrained(folder)
     write_json(folder / "boxed.json", {"profile": profile, **({"reads": reads} if reads else {})})
 
 

@@ -12,7 +12,7 @@ from pipeline.generate import checkpoint_of
 from pipeline.methods import Method
 
 # Keys of a stage that decide nothing about its result.
-WATCHING = {"save_every", "agreement", "monitor", "push_to_hub", "trackers", "wandb"}
+WATCHING = {"save_every", "keep_states", "agreement", "monitor", "push_to_hub", "trackers", "wandb"}
 
 
 def init_of(run: RunConfig, config: TrainConfig) -> str | Path:

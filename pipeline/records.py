@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.jsonl import dump_row, read_rows, write_rows
+from data_prep.errors import UserError
+from data_prep.files import disk_errors
+from data_prep.jsonl import dump_row, parse_row, write_rows
 from pipeline.batch import Sequence
 from pipeline.monitor import Monitor
 from pipeline.trackers import Trackers
@@ -62,13 +64,19 @@ class Records:
         shown: dict[int, dict[str, Any]] = {}
         self.samples = 0
         for name, path in self.paths.items():
-            kept = []
-            if path.is_file() and path.stat().st_size:
+            kept: list[dict[str, Any]] = []
+            if path.is_file():
                 # A line cut off by a kill is beyond the last saved state, so it may go.
-                lines = path.read_bytes().split(b"\n")
-                path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
-                if len(lines) > 1:
-                    kept = [row for _, row in read_rows(path) if row["step"] < start]
+                for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+                    try:
+                        row = parse_row(line, f"{path}, line {number}")
+                    except UserError:
+                        # Rates decide nothing; of the others the state has seen to every row.
+                        if name == "timing":
+                            continue
+                        raise
+                    if row["step"] < start:
+                        kept.append(row)
             self.samples += sum(int(row.get("samples", 0)) for row in kept)
             write_rows(path, kept)
             if name == "steps" and monitor is not None:
@@ -99,7 +107,8 @@ class Records:
         self.bar.update(1)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
-        with self.paths[name].open("a", encoding="utf-8") as file:
+        path = self.paths[name]
+        with disk_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(dump_row(row))
 
     def close(self) -> None:

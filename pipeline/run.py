@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.arguments import Arguments
-from data_prep.config import dump_toml, validate
-from data_prep.errors import UserError, command
+from data_prep.config import dump_toml, signed_toml, validate
+from data_prep.errors import UserError, command, go_on
+from data_prep.files import writing
 from pipeline.config import RunConfig, load_run
 from pipeline.forecast import announce
 from pipeline.methods import create_method
@@ -99,9 +100,8 @@ def run_all(run: RunConfig, *, forecasts: bool = True) -> None:
     out = Path(run.out)
     out.mkdir(parents=True, exist_ok=True)
     config = out / "config.toml"
-    temporary = config.with_suffix(".toml.tmp")
-    temporary.write_text(dump_toml(run), encoding="utf-8")
-    temporary.replace(config)
+    with writing(config) as temporary:
+        temporary.write_text(signed_toml(run), encoding="utf-8")
     order = stages_of(run)
     began = time.monotonic()
     for number, (name, words) in enumerate(order, start=1):
@@ -117,14 +117,23 @@ def run_all(run: RunConfig, *, forecasts: bool = True) -> None:
         status = _call([sys.executable, "-m", *arguments])
         if status:
             print(
-                f"stage {name!r} ended with status {status} after "
-                f"{time.monotonic() - began:.0f} s; the same command goes on from there",
+                f"stage {name!r} {_ended(status)} after {time.monotonic() - began:.0f} s; "
+                f"{go_on()}",
                 file=sys.stderr,
             )
-            raise SystemExit(status)
+            raise SystemExit(status if status > 0 else 128 - status)
     print(f"{len(order)} stages in {time.monotonic() - began:.0f} s", file=sys.stderr)
     if run.evaluate is not None:
         print(out / "report" / "report.html")
+
+
+def _ended(status: int) -> str:
+    """Return how a stage ended, in words."""
+    if status > 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    # The kernel kills so when memory is short, and tells nobody but its log.
+    return f"was ended by {name}" + (" (too little memory?)" if name == "SIGKILL" else "")
 
 
 def _call(words: list[str]) -> int:

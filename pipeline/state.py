@@ -1,21 +1,29 @@
-"""The training state on disk: enough to go on bit for bit, in safetensors, never pickled."""
+"""The training state on disk: enough to go on bit for bit, in safetensors, never pickled.
+
+Beside parameters and moments a state knows what the stage's folder held when it was saved
+(records, rollouts, batches drawn ahead). It is gone on from only where all of that is still there,
+byte for byte; otherwise the one before it is.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data_prep.errors import UserError
-from data_prep.jsonl import read_json, write_json
-from data_prep.run_folder import file_hash, sync_folder
+from data_prep.files import disk_errors, file_hash, prefix_hash, sync
+from data_prep.jsonl import write_json
+from data_prep.run_folder import FORMAT, VOLATILE, read_sealed, sealed
 
-KEEP = 2
+# Files that grow: what stands behind a state's own part belongs to later steps.
+GROWING = ("steps.jsonl", "warnings.jsonl")
 
 
 @dataclass(slots=True)
@@ -40,18 +48,23 @@ class Part:
         }
 
 
-def save_state(folder: Path, step: int, parts: dict[str, Part]) -> None:
-    """Write `step-<n>` under a temporary name, sync, rename; keep the last two.
+def save_state(work: Path, step: int, parts: dict[str, Part], keep: int = 2) -> int:
+    """Write `state/step-<n>` under a temporary name, sync, rename; keep the last ones.
 
     Args:
-        folder: Where the states of this stage live.
+        work: The stage's folder.
         step: Number of steps taken.
         parts: What is saved, by a name that does not change.
+        keep: States that are kept.
+
+    Returns:
+        The step of the oldest state that is kept.
     """
+    folder = work / "state"
     folder.mkdir(parents=True, exist_ok=True)
-    work = folder / f"step-{step:06d}.tmp"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    made = folder / f"step-{step:06d}.tmp"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
     tensors: dict[str, torch.Tensor] = {}
     for key, part in parts.items():
         for name, parameter in part.parameters().items():
@@ -59,48 +72,102 @@ def save_state(folder: Path, step: int, parts: dict[str, Part]) -> None:
             moments = part.optimizer.state.get(parameter, {}) if part.optimizer else {}
             for moment, value in moments.items():
                 tensors[f"optimizer/{moment}/{key}.{name}"] = torch.as_tensor(value)
-    save_file(
-        {key: value.contiguous() for key, value in tensors.items()}, work / "state.safetensors"
-    )
-    write_json(work / "state.json", {"step": step, "sha256": file_hash(work / "state.safetensors")})
+    path = made / "state.safetensors"
+    try:
+        with disk_errors(path):
+            save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+            sync(path)
+        for name in GROWING:
+            if (work / name).is_file():
+                sync(work / name)
+        files = {
+            str(path.relative_to(work)): [path.stat().st_size, file_hash(path)]
+            for path in _beside(work, folder)
+        }
+        note = {"format": FORMAT, "step": step, "sha256": file_hash(path), "files": files}
+        write_json(made / "state.json", sealed(note))
+    except BaseException:
+        # A full disk gets its space back.
+        shutil.rmtree(made, ignore_errors=True)
+        raise
     final = folder / f"step-{step:06d}"
     shutil.rmtree(final, ignore_errors=True)
-    work.rename(final)
-    sync_folder(folder)
-    for old in _states(folder)[:-KEEP]:
+    made.rename(final)
+    sync(folder)
+    states = _states(folder)
+    for old in states[:-keep]:
         shutil.rmtree(old)
+    return _step(states[-keep:][0])
 
 
-def load_state(folder: Path, parts: dict[str, Part]) -> int:
+def load_state(work: Path, parts: dict[str, Part]) -> int:
     """Load the newest sound state into its parts; return its step, 0 for none.
 
-    A damaged state (its hash differs) is passed over for the one before it.
+    A state that is damaged, or whose files beside it are, is passed over for the one before it,
+    and that is said. Files that later steps had left are removed: those steps are taken again.
 
     Raises:
         UserError: States are there and none of them is sound.
     """
-    states = _states(folder)
-    for path in reversed(states):
-        note: dict[str, Any] = {}
-        try:
-            note = read_json(path / "state.json")
-            sound = file_hash(path / "state.safetensors") == note["sha256"]
-        except (UserError, OSError, KeyError):
-            sound = False
-        if not sound:
-            continue
-        tensors = load_file(path / "state.safetensors")
-        for key, part in parts.items():
-            _fill(part, key, tensors)
-        return int(note["step"])
-    if states:
+    found = []
+    for path in reversed(_states(work / "state")):
+        damage = _damage(work, path)
+        if damage is None:
+            if found:
+                print(f"{'; '.join(found)}; going on from step {_step(path)}", file=sys.stderr)
+            tensors = load_file(path / "state.safetensors")
+            for key, part in parts.items():
+                _fill(part, key, tensors)
+            _forget(work, set(read_sealed(path / "state.json", "").get("files", {})))
+            return _step(path)
+        found.append(damage)
+    if found:
         raise UserError(
-            str(folder),
-            "every saved training state is damaged",
+            str(work / "state"),
+            f"no saved training state can be gone on from: {'; '.join(found)}",
             "a sound state",
-            "remove this folder to start the stage again",
+            f"remove {work} to start the stage again",
         )
+    _forget(work, set())
     return 0
+
+
+def _beside(work: Path, states: Path) -> Iterator[Path]:
+    """Yield the files that a state stands on."""
+    for path in sorted(work.rglob("*")):
+        if path.suffix == ".tmp" or path.name in VOLATILE or not path.is_file():
+            continue
+        if path.is_relative_to(states) and not path.is_relative_to(states / "ahead"):
+            continue
+        yield path
+
+
+def _forget(work: Path, kept: set[str]) -> None:
+    """Remove the files that a state does not stand on."""
+    for path in _beside(work, work / "state"):
+        if str(path.relative_to(work)) not in kept:
+            path.unlink()
+
+
+def _damage(work: Path, state: Path) -> str | None:
+    """Return what is wrong with a state, None for nothing."""
+    try:
+        note = read_sealed(state / "state.json", "")
+        if file_hash(state / "state.safetensors") != note["sha256"]:
+            return f"{state / 'state.safetensors'} is damaged"
+        if note["step"] != _step(state):
+            return f"{state} holds the state of step {note['step']}"
+    except (UserError, OSError, KeyError) as error:
+        where = error.where if isinstance(error, UserError) else state / "state.safetensors"
+        return f"{where} is missing or damaged"
+    for name, (size, content) in note.get("files", {}).items():
+        path = work / name
+        if not path.is_file():
+            return f"{path} is missing"
+        grows = name in GROWING and path.stat().st_size > size
+        if (prefix_hash(path, size) if grows else file_hash(path)) != content:
+            return f"{path} is damaged"
+    return None
 
 
 @torch.no_grad()
@@ -123,3 +190,7 @@ def _fill(part: Part, key: str, tensors: dict[str, torch.Tensor]) -> None:
 
 def _states(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
+
+
+def _step(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))

@@ -36,6 +36,7 @@ from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command, nearest
 from data_prep.formatting import load_formatter
+from data_prep.interruption import Interruption
 from data_prep.run_folder import Stage
 from pipeline import divergence
 from pipeline.adapters import Adapters, plain_weights
@@ -435,7 +436,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         replay = Replay.of(run, config, data)
         if replay is not None:
             parts |= replay.parts()
-        start = load_state(work / "state", parts)
+        start = load_state(work, parts)
         draw, ahead = data.draw, None
         if data.rollouts is not None:
             engine, prompts = data.rollouts.engine, data.rollouts.prompts
@@ -452,6 +453,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         cleanup.callback(records.close)
         span = math.ceil(data.steps / config.iterations)
         step = start - 1
+        interruption = cleanup.enter_context(Interruption("step"))
         for step in range(start, data.steps):
             began = time.perf_counter()
             figures: dict[str, Any] = {}
@@ -487,12 +489,15 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             records.write(step, figures, timing)
             if config.sample_budget and records.samples >= config.sample_budget:
                 break
-            if (step + 1) % config.save_every == 0 and step + 1 < data.steps:
+            if step + 1 < data.steps and (
+                (step + 1) % config.save_every == 0 or interruption.asked
+            ):
                 if ahead is not None:
                     ahead.keep(step + 1)
-                save_state(work / "state", step + 1, parts)
+                oldest = save_state(work, step + 1, parts, config.keep_states)
                 if ahead is not None:
-                    ahead.drop(step + 1 - config.save_every)
+                    ahead.drop(oldest)
+                interruption.check()
 
     reads = ""
     if method.trains == "scores":

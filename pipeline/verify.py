@@ -16,6 +16,8 @@ from tqdm import tqdm
 from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
+from data_prep.files import Journal
+from data_prep.interruption import Interruption
 from data_prep.jsonl import read_rows, write_rows
 from data_prep.run_folder import Stage
 from pipeline.config import RunConfig, VerifyConfig, load_run
@@ -70,11 +72,15 @@ def verify(run: RunConfig, config: VerifyConfig) -> Path:
     work = stage.begin()
     outcomes: Counter[str] = Counter()
     verdict_files: list[Path] = []
-    with open_pool(config.checker, config.workers, config.time_limit_s) as pool:
+    journal = Journal(work)
+    with (
+        open_pool(config.checker, config.workers, config.time_limit_s) as pool,
+        Interruption("shard") as interruption,
+    ):
         for shard in tqdm(list(samples_in(source)), desc="verify", unit="shard"):
             target = work / shard.name.replace("samples", "verdicts")
             verdict_files.append(target)
-            if target.is_file():
+            if journal.holds(target):
                 continue
             samples = list(read_samples(shard))
             verdicts = pool.verify_many([(golds[s.problem_id], s.text) for s in samples])
@@ -84,7 +90,9 @@ def verify(run: RunConfig, config: VerifyConfig) -> Path:
                     {"problem_id": s.problem_id, "sample_index": s.sample_index, **judged(v)}
                     for s, v in zip(samples, verdicts, strict=True)
                 ),
+                journal,
             )
+            interruption.check()
     for path in verdict_files:
         outcomes.update(row["outcome"] for _, row in read_rows(path))
     return stage.complete(samples=sum(outcomes.values()), outcomes=dict(sorted(outcomes.items())))
