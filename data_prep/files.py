@@ -121,7 +121,7 @@ class Journal:
         self.path = folder / JOURNAL
         self._is_new = not self.path.is_file()
         self._known: dict[str, str] = {}
-        for line in b"" if self._is_new else self.path.read_bytes().splitlines():
+        for line in [] if self._is_new else self.path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
                 self._known[str(row["name"])] = str(row["sha256"])

@@ -160,7 +160,7 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing or damaged.
     """
-    mend = f"remove {stage} and run the same command: it makes the stage again"
+    mend = f"remove {stage} and run its command again: it is made anew"
     manifest = read_sealed(stage / "manifest.json", mend)
     outputs = manifest.get("outputs")
     if not isinstance(outputs, dict) or manifest.get("result") != fingerprint(outputs):
@@ -187,7 +187,7 @@ def check_stage(stage: Path, path: Path | None = None) -> dict[str, Any]:
         for name, expected in manifest["outputs"].items()
         if not inside or name == inside or name.startswith(f"{inside}/")
     }
-    mend = f"remove {stage} and run the same command: it makes the stage again"
+    mend = f"remove {stage} and run its command again: it is made anew"
     for found in outputs:
         if not found.is_file():
             raise UserError(str(found), "missing; the stage had written it", "", mend)

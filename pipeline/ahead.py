@@ -91,12 +91,14 @@ class Ahead:
         self._batches.pop(step)
         return batch
 
-    def keep(self, step: int) -> None:
-        """Wait for what a state of `step` steps needs beside it; drop what none needs."""
+    def keep(self, step: int) -> list[Path]:
+        """Wait for the batches that a state of `step` steps needs beside it; return their files."""
         if self._thread is None:
-            return
-        for number in range(step, min(step + self._staleness, self._total)):
+            return []
+        needed = range(step, min(step + self._staleness, self._total))
+        for number in needed:
             self._batches[number].result()
+        return [self._path(number) for number in needed]
 
     def drop(self, step: int) -> None:
         """Remove the batches before `step`, the first one that a saved state still needs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,13 @@ class Part:
         }
 
 
-def save_state(work: Path, step: int, parts: dict[str, Part], keep: int = 2) -> int:
+def save_state(
+    work: Path,
+    step: int,
+    parts: dict[str, Part],
+    keep: int = 2,
+    needed: Iterable[Path] = (),
+) -> int:
     """Write `state/step-<n>` under a temporary name, sync, rename; keep the last ones.
 
     Args:
@@ -56,6 +62,7 @@ def save_state(work: Path, step: int, parts: dict[str, Part], keep: int = 2) -> 
         step: Number of steps taken.
         parts: What is saved, by a name that does not change.
         keep: States that are kept.
+        needed: Files among the states that going on from this one takes.
 
     Returns:
         The step of the oldest state that is kept.
@@ -82,7 +89,7 @@ def save_state(work: Path, step: int, parts: dict[str, Part], keep: int = 2) -> 
                 sync(work / name)
         files = {
             str(path.relative_to(work)): [path.stat().st_size, file_hash(path)]
-            for path in _beside(work, folder)
+            for path in (*_beside(work), *needed)
         }
         note = {"format": FORMAT, "step": step, "sha256": file_hash(path), "files": files}
         write_json(made / "state.json", sealed(note))
@@ -132,19 +139,18 @@ def load_state(work: Path, parts: dict[str, Part]) -> int:
     return 0
 
 
-def _beside(work: Path, states: Path) -> Iterator[Path]:
-    """Yield the files that a state stands on."""
+def _beside(work: Path) -> Iterator[Path]:
+    """Yield the files of a stage's folder that steps have left; not the states themselves."""
     for path in sorted(work.rglob("*")):
         if path.suffix == ".tmp" or path.name in VOLATILE or not path.is_file():
             continue
-        if path.is_relative_to(states) and not path.is_relative_to(states / "ahead"):
-            continue
-        yield path
+        if not path.is_relative_to(work / "state"):
+            yield path
 
 
 def _forget(work: Path, kept: set[str]) -> None:
     """Remove the files that a state does not stand on."""
-    for path in _beside(work, work / "state"):
+    for path in _beside(work):
         if str(path.relative_to(work)) not in kept:
             path.unlink()
 

@@ -20,8 +20,10 @@ from markupsafe import Markup
 from data_prep.arguments import Arguments
 from data_prep.content_policy import content_policy
 from data_prep.errors import UserError, command
+from data_prep.files import writing
 from data_prep.jsonl import read_rows, script_json
-from pipeline.coefficients import read_coefficients
+from data_prep.run_folder import check_stage, stage_of
+from pipeline.coefficients import path_of, read_coefficients
 from pipeline.records import HISTOGRAM_EDGES
 from pipeline.segments import token_ends
 
@@ -66,6 +68,9 @@ def write_step(run: Path, stage: str, step: int, out: Path | None = None) -> Pat
             f"one of {known[0]} … {known[-1]}" if known else "a stage whose method samples",
             "mend --step" if known else "mend --stage",
         )
+    for path in (log, folder / "steps.jsonl", path_of(folder, step)):
+        if (complete := stage_of(path)) is not None:
+            check_stage(complete, path)
     figures = next((r for _, r in read_rows(folder / "steps.jsonl") if r["step"] == step), {})
     groups = groups_of(run, folder, step)
     environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True, trim_blocks=True)
@@ -85,9 +90,8 @@ def write_step(run: Path, stage: str, step: int, out: Path | None = None) -> Pat
     )
     page = out or run / "pages" / f"{stage}-step-{step:05d}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    temporary = page.with_name(f"{page.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(page)
+    with writing(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return page
 
 

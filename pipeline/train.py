@@ -492,9 +492,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             if step + 1 < data.steps and (
                 (step + 1) % config.save_every == 0 or interruption.asked
             ):
-                if ahead is not None:
-                    ahead.keep(step + 1)
-                oldest = save_state(work, step + 1, parts, config.keep_states)
+                needed = [] if ahead is None else ahead.keep(step + 1)
+                oldest = save_state(work, step + 1, parts, config.keep_states, needed)
                 if ahead is not None:
                     ahead.drop(oldest)
                 interruption.check()

@@ -91,11 +91,12 @@ def test_a_run_without_evaluations_is_an_error(tmp_path):
         main(["--run", str(tmp_path)])
 
 
-def test_figures_of_another_version_are_named(simulated_run, tmp_path):
+def test_figures_of_another_version_are_named(simulated_run, tmp_path, seal_again):
     copy = tmp_path / "run"
     shutil.copytree(simulated_run, copy)
     path = copy / "eval-sft/embedded/figures.json"
     path.write_text(path.read_text().replace('"schema": ', '"schema": 9'))
+    seal_again(copy / "eval-sft")
     with pytest.raises(UserError, match=r"figures\.json, key 'schema'"):
         main(["--run", str(copy)])
 

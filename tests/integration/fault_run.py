@@ -157,8 +157,8 @@ class EvenLength(Checker):
         outcome = Outcome.INCORRECT if len(text) % 2 else Outcome.CORRECT
         return Verdict(outcome, extracted=text, rule="even_length")
 '''
-# Differs between two equal runs: times, and the process that held a lock.
-VOLATILE = ("timing.json", "timing.jsonl")
+# Differs between two equal runs: times, and the notes about shards that were drawn again.
+VOLATILE = ("timing.json", "timing.jsonl", "written.jsonl")
 WRITES = os.O_WRONLY | os.O_RDWR
 SLOWEST_S = 300.0
 
@@ -423,22 +423,31 @@ def kill(folder: Path, times: int, seed: int) -> dict[str, Any]:
     names = list(trial.stages)
     # As many in each stage as there is room for; which stages get one more is drawn.
     extra = set(rng.sample(names, times % len(names)))
-    kills = []
+    kills: list[dict[str, Any]] = []
+
+    def strike(name: str, within: float) -> None:
+        known = trial.stages[name]
+        plan = {
+            "kind": rng.choice(("before", "torn", "moment")),
+            "stage": name,
+            "at": rng.randint(1, max(1, int(known["events"] * within))),
+            "share": round(rng.random() * within, 3),
+            "seconds": round(known["seconds"], 3),
+        }
+        attempt = trial.attempt(len(kills), plan=plan)
+        status = attempt.finish()
+        if status not in (0, -signal.SIGKILL):
+            raise SystemExit(f"{plan}: status {status}\n{attempt.said[-4000:]}")
+        if status:
+            kills.append({**plan, "in": attempt.where})
+
     for name in names:
-        for _ in range(times // len(names) + (name in extra)):
-            known = trial.stages[name]
-            plan = {
-                "kind": rng.choice(("before", "torn", "moment")),
-                "stage": name,
-                "at": rng.randint(1, max(1, int(known["events"]))),
-                "share": rng.random(),
-                "seconds": known["seconds"],
-            }
-            attempt = trial.attempt(len(kills), plan=plan)
-            status = attempt.finish()
-            if status not in (0, -signal.SIGKILL):
-                raise SystemExit(f"{plan}: status {status}\n{attempt.said[-4000:]}")
-            kills.append({**plan, "killed": status < 0, "in": attempt.where})
+        count = times // len(names) + (name in extra)
+        for left in range(count, 0, -1):
+            # A stage goes on from where it was; the last kill may fall anywhere in it.
+            strike(name, 1.0 if left == 1 else 1.0 / count)
+    while len(kills) < times:
+        strike(names[-1], 1.0)
     last = trial.attempt(999)
     status = last.finish()
     if status:

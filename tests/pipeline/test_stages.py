@@ -213,9 +213,11 @@ def interrupt_at(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["sft", "rft", "dpo", "grpo", *ONLINE, *FURTHER])
-def test_an_interrupted_training_ends_bit_for_bit_the_same(run, monkeypatch, tmp_path, name):
+def test_2n_steps_are_n_a_resume_and_n_bit_for_bit(run, monkeypatch, tmp_path, name):
+    """The state of half the steps is gone on from; what came after it died with the process."""
     shutil.rmtree(Path(run.out) / name, ignore_errors=True)
     config = stage(run, name)
+    config = config.model_copy(update={"save_every": (config.steps + 1) // 2})
     whole = tmp_path / "whole"
     shutil.copytree(run.out, whole)
     expected = train(run.model_copy(update={"out": str(whole)}), config)
@@ -225,7 +227,8 @@ def test_an_interrupted_training_ends_bit_for_bit_the_same(run, monkeypatch, tmp
             train(run, config)
     partial = Path(run.out) / f"{name}.partial"
     assert not (Path(run.out) / name).exists()
-    assert list((partial / "state").glob("step-*"))
+    saved = [path.name for path in (partial / "state").glob("step-*")]
+    assert saved == [f"step-{config.save_every:06}"]
     found = train(run, config)
     assert weights(found) == weights(expected)
     assert (found / "steps.jsonl").read_bytes() == (expected / "steps.jsonl").read_bytes()
@@ -565,10 +568,11 @@ def test_a_gradient_that_is_not_finite_stops_with_the_batch_kept(run, monkeypatc
     assert list((Path(run.out) / "rft.failed").glob("batch.jsonl"))
 
 
-def test_nothing_to_train_on_is_said(run):
+def test_nothing_to_train_on_is_said(run, seal_again):
     out = Path(run.out)
     for path in (out / "verify").glob("verdicts-*.jsonl"):
         write_rows(path, ({**row, "outcome": "incorrect"} for _, row in read_rows(path)))
+    seal_again(out / "verify")
     for name in ("rft", "dpo"):
         with pytest.raises(UserError, match="no sample of 30 can be used"):
             train(run, stage(run, name))

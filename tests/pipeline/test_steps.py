@@ -69,7 +69,7 @@ def stage(run, **changes) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, seal_again) -> Path:
     """A run of three steps whose first question is hostile."""
     folder = tmp_path_factory.mktemp("steps")
     config = small_run(folder)
@@ -83,6 +83,7 @@ def run(tmp_path_factory) -> Path:
         if row["id"] == first["problem_id"]:
             row["question"] = HOSTILE
     write_rows(out / "data" / "train.jsonl", rows)
+    seal_again(out / "data")
     return out
 
 
