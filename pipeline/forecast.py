@@ -43,7 +43,6 @@ from pipeline.methods import Method, create_method
 from pipeline.model import torch_dtype
 from pipeline.plan import models_of
 from pipeline.shape import Shape, shape_of_config, shape_of_model
-from pipeline.state import KEEP
 
 MIB, GIB = 2**20, 2**30
 # Measured: a training process after its first step on a model of nothing; others load less.
@@ -350,7 +349,7 @@ class _Book:
             memory=memory,
             kept=kept,
             # The states that a killed run goes on from, and one that is being written.
-            scratch=(KEEP + 1) * 3 * trained * b,
+            scratch=(config.keep_states + 1) * 3 * trained * b,
             tokens=tokens,
             # Sampled tokens as if they were trained ones, so that one share serves both.
             operations=operations + decoding * TRAINING_SHARE / SAMPLING_SHARE,
