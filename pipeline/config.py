@@ -141,7 +141,8 @@ class TrainConfig(Config):
             records have the KL to it.
         gradient_checkpointing: Whether the backward pass computes the layers' activations again
             rather than keep them: less memory, a third more time, the same gradient.
-        micro_tokens: Largest number of tokens in one forward pass.
+        micro_tokens: Most tokens of one forward pass: memory grows with them, and on a CPU more
+            than some thousands are no faster; a GPU and a small model take more.
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.
         save_every: Steps between checkpoints that a killed run goes on from.
@@ -178,7 +179,7 @@ class TrainConfig(Config):
     lora: LoraConfig = LoraConfig()
     watch_reference: bool = False
     gradient_checkpointing: bool = False
-    micro_tokens: int = Field(default=16384, ge=1)
+    micro_tokens: int = Field(default=4096, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=50, ge=1)
     keep_states: int = Field(default=2, ge=1)

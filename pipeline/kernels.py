@@ -23,12 +23,12 @@ ONEDNN_BYTES = 64 << 20
 
 
 def round_up(rows: int) -> int:
-    """Return a number of rows, not less and at most a sixteenth more, that others share.
+    """Return a number of rows, not less and hardly more, that others share.
 
-    oneDNN compiles a product for each shape that it meets, at half a millisecond and a megabyte;
-    the tokens of a pass are a new number at every step.
+    oneDNN compiles a product for each shape that it meets, at half a millisecond and half a
+    megabyte; the tokens of a pass are a new number at every step.
     """
-    step = max(16, 1 << max(0, rows.bit_length() - 5))
+    step = max(64, 1 << max(0, rows.bit_length() - 5))
     return -(-rows // step) * step
 
 

@@ -42,6 +42,7 @@ class Data:
         draw: A step's sequences; the same for the same step, whatever came before.
         steps: Steps in all.
         held_out: Sequences whose loss is a figure; empty where there are none.
+        epoch: Batches after which the first comes again; 0 where none does.
         rollouts: Samples the policy, where the method does.
         check: Returns figures on held-out problems of a policy: weights and their version.
     """
@@ -49,6 +50,7 @@ class Data:
     draw: Draw
     steps: int
     held_out: list[Sequence]
+    epoch: int = 0
     rollouts: Rollouts | None = None
     check: Callable[[Weights, int], dict[str, float]] | None = None
 
@@ -167,7 +169,7 @@ def _fixed(
     def draw(step: int) -> tuple[list[Sequence], dict[str, float]]:
         return take(batches[step % len(batches)]), {}
 
-    return Data(draw, config.steps or len(batches), held_out or [])
+    return Data(draw, config.steps or len(batches), held_out or [], len(batches))
 
 
 def _check_longest(config: TrainConfig, longest: int, context: int) -> None:
@@ -243,7 +245,7 @@ def _policy(
             figures |= {"staleness_mean": sum(lags) / len(lags), "staleness_max": max(lags)}
         return kept, figures
 
-    data = Data(sampled, config.steps, [], rollouts)
+    data = Data(sampled, config.steps, [], rollouts=rollouts)
     if config.validate_every:
         data.check = _solver(run, config, engine, pool, tokenizer, profile)
     return data

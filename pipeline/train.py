@@ -139,6 +139,8 @@ class Trainer:
         # The trainer divides logits by the temperature that the sampler used.
         on_samples = method.source in ("samples", "policy")
         self.temperature = run.sampling.temperature if on_samples else 1.0
+        # log π_ref of batches that come again, [T] each, by their place in an epoch.
+        self.references: dict[int, Tensor] = {}
         # What the tokens of the last batch were weighed with, [T] each (`pipeline.coefficients`).
         self.watched: Watched = {}
         # Set for methods that sample: stops before a gradient of wrong log-probs is used.
@@ -173,13 +175,23 @@ class Trainer:
 
     def reset_reference(self) -> None:
         """Make π_ref what π_θ is now, where there is one."""
+        self.references.clear()
         if self.adapters is not None and self.reference is not None:
             self.adapters.reset_reference()
         elif self.reference is not None:
             self.reference.load_state_dict(self.model.state_dict())
 
-    def update(self, sequences: list[Sequence], step: int, total: int) -> dict[str, Any]:
+    def update(
+        self, sequences: list[Sequence], step: int, total: int, place: int | None = None
+    ) -> dict[str, Any]:
         """Take the method's optimizer steps on one batch; return the figures.
+
+        Args:
+            sequences: The batch.
+            step: Number of the step, from 0.
+            total: Steps in all.
+            place: Which batch of an epoch this is, where it comes again with the same reference:
+                that says the same of it then and is asked once.
 
         Raises:
             NonFiniteError: The objective or a gradient is not finite; no step was taken on it.
@@ -187,6 +199,8 @@ class Trainer:
         if self.config.lora.dropout:
             torch.manual_seed(sample_seed(self.run.seed, step, f"dropout/{self.config.name}", 0))
         tokens = self.flat(sequences)
+        if place is not None and tokens.ref_logp is None:
+            tokens.ref_logp = self.references.get(place)
         rate = learning_rate(self.config.optimizer, step, total)
         set_learning_rate(self.optimizer, rate)
         figures: dict[str, Any] = {}
@@ -215,6 +229,8 @@ class Trainer:
                     self.watched["last_coefficient"] = coefficients
                 # Before the first update every ratio is 1 and nothing is clipped.
                 figures |= own
+        if place is not None and tokens.ref_logp is not None:
+            self.references[place] = tokens.ref_logp
         return figures
 
     def flat(self, sequences: list[Sequence]) -> Tokens:
@@ -467,7 +483,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                 figures |= drawn
                 drawn_at = time.perf_counter()
                 if sequences:
-                    figures |= trainer.update(sequences, step, data.steps)
+                    place = step % data.epoch if data.steps > data.epoch > 0 else None
+                    figures |= trainer.update(sequences, step, data.steps, place)
             except NonFiniteError as error:
                 raise keep_batch(error, stage.run / f"{config.name}.failed") from None
             trainer.refresh(step + 1)

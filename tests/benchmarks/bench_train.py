@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 MODELS = {
-    "1m": {"width": 128, "layers": 4, "heads": 4, "feed_forward": 384, "steps": 400},
-    "25m": {"width": 512, "layers": 8, "heads": 8, "feed_forward": 1408, "steps": 100},
+    "1m": {"width": 128, "layers": 4, "heads": 4, "feed_forward": 384, "steps": 400, "limit": 512},
+    "25m": {"width": 512, "layers": 8, "heads": 8, "feed_forward": 1408, "steps": 80, "limit": 128},
 }
 BATCH = {"sft": 32, "dpo": 16, "grpo": 8, "grpo_natural": 8}
 GROUP, LONGEST = 8, 64
@@ -104,7 +104,7 @@ method = {{ kind = "sft" }}
 optimizer = {{ learning_rate = 1e-3, warmup_steps = 10, schedule = "cosine" }}
 [generate]
 model = "start"
-limit = 512
+limit = {limit}
 group_size = 8
 [verify]
 checker = {{ kind = "{checker}" }}

@@ -130,6 +130,6 @@ def test_what_is_too_large_for_a_copy_is_added_in_place(monkeypatch):
 
 def test_few_numbers_of_rows_are_met_and_little_is_added():
     found = [round_up(n) for n in range(1, 20_000)]
-    assert all(n <= r <= n + max(15, n / 16) for n, r in enumerate(found, 1))
+    assert all(n <= r <= n + max(63, n / 16) for n, r in enumerate(found, 1))
     assert all(r == round_up(r) for r in found)
     assert len({round_up(n) for n in range(1024, 2048)}) == 17
