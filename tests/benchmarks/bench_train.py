@@ -184,6 +184,15 @@ def stage_of(folder: Path, kind: str) -> tuple[Any, Any]:
     return RunConfig(**{**run.model_dump(), **changes}), config
 
 
+def cpu_seconds() -> float:
+    """Return the processor time of this process and those that it started."""
+    import psutil
+
+    me = psutil.Process()
+    times = [p.cpu_times() for p in (me, *me.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
 class Gate:
     """Lets a training loop run by turns: so many steps for every line on standard input."""
 
@@ -202,7 +211,7 @@ class Gate:
             self._answers.close()
             os._exit(0)  # in the middle of training, which nobody wants the end of
         self.tokens = self.samples = self.steps = 0
-        self._cpu, self._wall = time.process_time(), time.perf_counter()
+        self._cpu, self._wall = cpu_seconds(), time.perf_counter()
         return int(line)
 
     def begins(self) -> None:
@@ -219,7 +228,7 @@ class Gate:
             return
         answer = {
             "seconds": time.perf_counter() - self._wall,
-            "cpu_s": time.process_time() - self._cpu,
+            "cpu_s": cpu_seconds() - self._cpu,
             "tokens": self.tokens,
             "samples": self.samples,
             "steps": self.steps,
@@ -344,7 +353,7 @@ def work_theirs(folder: Path, kind: str, variant: str) -> None:
     else:
         problems = list(read_problems(Path(run.out) / "data" / "train.jsonl"))
         prompts = render_prompts(problems, tokenizer, run.profile)
-        tokens = {prompt.problem_id: list(prompt.token_ids) for prompt in prompts}
+        tokens = {prompt.id: list(prompt.token_ids) for prompt in prompts}
         checker = load_checker(**run.verify.checker)
 
         def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
@@ -358,7 +367,7 @@ def work_theirs(folder: Path, kind: str, variant: str) -> None:
                 return [tokens[prompt] for prompt in prompts], None, {}
 
         table = {
-            "prompt": [p.problem_id for p in prompts],
+            "prompt": [p.id for p in prompts],
             "answer": [p.answer for p in problems],
         }
         trainer_of, config_of = PromptsTrainer, trl.GRPOConfig
