@@ -349,7 +349,7 @@ def bubblewrap(config: SandboxConfig, filter_descriptor: int) -> list[str]:
 def _libraries(executable: Path, library: Path) -> tuple[tuple[str, str], ...]:
     """Return (place inside, file) of every shared library that the interpreter may load."""
     files = [str(executable.resolve()), *map(str, sorted(library.glob("lib-dynload/*.so")))]
-    listed = subprocess.run(["ldd", *files], capture_output=True, text=True, check=False)  # noqa: S603, S607 - ours
+    listed = subprocess.run(["ldd", *files], capture_output=True, text=True, check=False)  # noqa: S603, S607 - the system's ldd
     found: dict[str, str] = {}
     for name, path in re.findall(r"^\s+(\S+)(?: => (/\S+))? \(0x", listed.stdout, re.MULTILINE):
         if path:

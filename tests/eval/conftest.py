@@ -76,9 +76,11 @@ class SimulatedEngine:
 
     policy_version = 0
 
-    def __init__(self, checkpoint: str, answers: dict[str, tuple[int, int]]) -> None:
+    def __init__(
+        self, checkpoint: str, answers: dict[str, tuple[int, int]], evil: str = ""
+    ) -> None:
         self.worked, self.right, self.bare_right = SKILLS[checkpoint]
-        self.answers = answers
+        self.answers, self.evil = answers, evil
 
     def generate(self, prompts, sampling):
         return [
@@ -94,7 +96,9 @@ class SimulatedEngine:
         is_worked = rng.random() < self.worked if sampling.temperature else self.worked > 0.6
         is_right = rng.random() < (self.right if is_worked else self.bare_right) ** (2 - hard)
         result = a + b if is_right else a + b + rng.choice([-10, -1, 1, 2])
-        text = f"{a} + {b} = {result}\n\\boxed{{{result}}}" if is_worked else f"\\boxed{{{result}}}"
+        answer = f"{result}{self.evil if seed % 3 == 0 else ''}"
+        text = f"{a} + {b} = {result}\n\\boxed{{{answer}}}" if is_worked else f"\\boxed{{{answer}}}"
+        text = f"{self.evil}{text}" if is_worked else text
         reason = "stop"
         if rng.random() < 0.01:
             text, reason = text[: len(text) // 2], "length"
@@ -107,18 +111,21 @@ class SimulatedEngine:
         pass
 
 
-def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> Path:
-    """Build a run folder with every part a report reads; return it."""
-    answers = {f"sum-{i}": (i % 89, i * 7 % 83) for i in range(problems)}
+def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8, evil: str = "") -> Path:
+    """Build a run folder with every part a report reads; return it.
+
+    `evil` is put into every text: names, questions, ids, samples, answers, statistics.
+    """
+    answers = {f"{evil}sum-{i}": (i % 89, i * 7 % 83) for i in range(problems)}
     rows = [
         Problem(
             id=key,
-            question=f"What is {a} + {b}?",
+            question=f"What is {a} + {b}?{evil}",
             answer=str(a + b),
             source="sums",
             split="test",
-            level=str(1 + (a + b) // 70),
-            subject="with carry" if a % 10 + b % 10 > 9 else "plain",
+            level=f"{evil}{1 + (a + b) // 70}",
+            subject=f"{evil}with carry" if a % 10 + b % 10 > 9 else "plain",
         ).to_row()
         for key, (a, b) in answers.items()
     ]
@@ -130,7 +137,8 @@ def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> P
     write_json(
         folder / "data" / "statistics.json",
         {
-            "problems": {"sums": {"test": {"problems": problems, **levels}}},
+            "problems": {f"sums{evil}": {f"test{evil}": {"problems": problems, **levels}}},
+            f"more{evil}": [evil, {evil: evil}],
             "sft_train": {"rows": 49152, "by_style": {"bare": 9869, "worked": 39283}},
         },
     )
@@ -140,7 +148,8 @@ def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> P
         for name in SKILLS
     )
     (folder / "config.toml").write_text(
-        f'name = "simulated"\nseed = 7\nout = {json.dumps(str(folder))}\n\n[data]\n'
+        f"name = {json.dumps('simulated' + evil)}\nseed = 7\n"
+        f"out = {json.dumps(str(folder))}\n\n[data]\n"
         f'[[data.sources]]\nkind = "embedded"\n\n[model]\n\n{stages}'
         f'[evaluate]\nsuites = ["embedded"]\nn = {n}\n'
         f"k = {[k for k in (1, 2, 4, 8, 16, 32, 64) if k <= n]}\n",
@@ -169,7 +178,7 @@ def simulate_run(folder: Path, checkpoint: Path, problems: int, n: int = 8) -> P
         patch.setattr(
             eval.evaluate,
             "create_engine",
-            lambda config, model: SimulatedEngine(Path(model).parent.name, answers),
+            lambda config, model: SimulatedEngine(Path(model).parent.name, answers, evil),
         )
         main(["--config", str(folder / "config.toml")])
     return folder

@@ -13,6 +13,9 @@ from data_prep.jsonl import read_json, read_rows
 from eval.regrade import main as regrade
 from eval.report import main as report
 
+from ..hostile import ALL, EVIL, RUN, check
+from .conftest import simulate_run
+
 # Walks through the page as a reader would and writes what it saw into the title.
 SCRIPT = r"""
 <script>addEventListener('load', async () => {
@@ -80,6 +83,16 @@ def test_second_grader_leaves_the_evaluation_as_it_was(run, simulated_run):
     rows = [row for _, row in read_rows(run / "eval-grpo/embedded/second/disagreements.jsonl")]
     assert second["disagreements"] == len(rows) > 0
     assert all((row["first"] == "correct") != (row["second"] == "correct") for row in rows)
+
+
+def test_nothing_of_a_hostile_run_runs(checkpoint, tmp_path, chromium):
+    """Names, ids, questions, samples, answers, levels, statistics: all are hostile."""
+    evil = "".join(char for char in ALL if char.isprintable())  # TOML and ids are text
+    folder = simulate_run(tmp_path / "run", checkpoint, 12, n=2, evil=evil)
+    name = f"<img src=x onerror={RUN}>"
+    (folder / "eval-grpo").rename(folder / f"eval-{name}")
+    report(["--run", str(folder)])
+    check(folder / "report/report.html", chromium, [*EVIL[:4], name])
 
 
 @pytest.mark.parametrize("width", [1200, 420])

@@ -24,6 +24,7 @@ from pipeline.study import (
     write_page,
 )
 
+from ..hostile import ALL, EVIL, check
 from .small_run import SMALL, write_small
 
 ONLINE = """
@@ -162,6 +163,13 @@ def test_findings_are_judged_by_differences_within_seeds(finished):
     assert by_words["reinforcement"]["difference"][0] == pytest.approx(0.21)
     more = next(f for words, f in found.items() if "more than" in words)
     assert more["difference"][0] == pytest.approx(0.21 - 0.005)
+
+
+def test_a_hostile_name_stays_text_on_the_page(finished, tmp_path, chromium):
+    run = finished.run.model_copy(update={"name": ALL})
+    study = finished.model_copy(update={"run": run})
+    page = write_page(study, collect(finished), tmp_path)
+    check(page, chromium, EVIL[:4])
 
 
 def test_the_table_and_the_page_hold_the_figures(finished, tmp_path):
