@@ -11,15 +11,25 @@ from fractions import Fraction
 
 import pytest
 
+from eval import metrics
 from eval.metrics import (
+    MOST_SAMPLES,
     Majority,
     average,
     best_of_k,
     majority_at_k,
     majority_first,
     pass_at_k,
+    softmax,
     weighted_vote,
 )
+
+
+@pytest.fixture(autouse=True)
+def computed_afresh():
+    """Every test computes; none reads what an earlier one left in a cache."""
+    for cached in (metrics._majorities, metrics._binomials, metrics._toeplitz):
+        cached.cache_clear()
 
 
 def brute_majority(classes, correct, k):
@@ -129,6 +139,64 @@ def test_weighted_vote():
     assert weighted_vote(classes, correct, [0.1, 0.1, 0.9, 5.0]) == 1.0
     assert weighted_vote(classes, correct, [0.5, 0.5, 1.0, 5.0]) == 0.5
     assert weighted_vote([None], [False], [1.0]) == 0.0
+
+
+def test_softmax_by_hand_and_its_invariance():
+    assert softmax([0.0, math.log(3.0)]) == pytest.approx([0.25, 0.75])
+    assert softmax([5.0]) == [1.0]
+    # Adding a constant changes nothing, and no score is too large or too small.
+    scores = [-2.0, 0.5, 1.0]
+    shifted = softmax([1000.0 + s for s in scores])
+    assert shifted == pytest.approx(softmax(scores))
+    assert softmax([-1e4, 0.0]) == pytest.approx([0.0, 1.0])
+    assert sum(softmax([0.1] * 7)) == pytest.approx(1.0)
+    total = sum(math.exp(s) for s in scores)
+    assert softmax(scores) == pytest.approx([math.exp(s) / total for s in scores])
+    assert all(type(value) is float for value in softmax([1.0, 2.0]))
+
+
+def test_a_vote_that_no_one_wins_outright():
+    """Ties split evenly, also where a class is only partly right, and weights add up."""
+    classes, correct = ["a", "a", "b", "c"], [True, False, True, False]
+    # a: 1 (half right), b: 1 (right), c: ½.
+    assert weighted_vote(classes, correct, [0.5, 0.5, 1.0, 0.5]) == 0.75
+    assert weighted_vote(classes, correct, [0.5, 0.5, 0.5, 0.5]) == 0.5
+    assert weighted_vote([None, "x"], [False, True], [9.0, 0.1]) == 1.0
+    with pytest.raises(ValueError, match="zip"):
+        weighted_vote(classes, correct, [1.0])
+    with pytest.raises(ValueError, match="zip"):
+        weighted_vote(classes, correct[:3], [1.0] * 4)
+
+
+def test_lengths_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"^2 classes and 1 verdicts$"):
+        majority_at_k(["a", "b"], [True], [1])
+    with pytest.raises(ValueError, match="zip"):
+        best_of_k([True], [0.5, 0.1], 1)
+    with pytest.raises(ValueError, match="zip"):
+        majority_first(["a"], [True, False], 1)
+    many = MOST_SAMPLES + 1
+    words = f"^at most {MOST_SAMPLES} samples a question, found {many}$"
+    with pytest.raises(ValueError, match=words):
+        majority_at_k(["a"] * many, [True] * many, [1])
+    assert majority_at_k(["a"] * MOST_SAMPLES, [True] * MOST_SAMPLES, [1]) == [Majority(1, 1, 1)]
+    assert majority_at_k(["a"], [True], []) == []
+
+
+def test_the_edges_of_pass_at_k():
+    assert (pass_at_k(3, 0, 3), pass_at_k(3, 3, 1), pass_at_k(1, 1, 1)) == (0.0, 1.0, 1.0)
+    for c in (-1, 4):
+        with pytest.raises(ValueError, match=f"^1 ≤ k ≤ n and .* found n=3, c={c}, k=1$"):
+            pass_at_k(3, c, 1)
+    assert pass_at_k(1000, 1, 500) == 0.5
+
+
+def test_the_first_answer_and_the_first_verdict_count():
+    """Two of class "a": its first verdict stands for it; a later class needs more votes."""
+    assert majority_first(["a", "a", "b"], [True, False, False], 3) == 1.0
+    assert majority_first(["a", "a", "b"], [False, True, True], 3) == 0.0
+    assert majority_first([None, "b", "a", "a"], [False, True, False, False], 2) == 1.0
+    assert majority_first([None, "b", "a", "a"], [False, True, False, False], 4) == 0.0
 
 
 @pytest.mark.parametrize("k", [0, 5])
