@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= pipeline/configs/cpu.toml
 PYTEST_ARGS ?=
 
-.PHONY: demo test check setup clean test-slow bench
+.PHONY: demo test check setup clean test-slow coverage mutate bench
 
 demo: setup
 	$(BIN)/python -m pipeline.run --config $(CONFIG)
@@ -17,10 +17,22 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/audit.py
 
 # Minutes-long proofs and learning checks that the default suite leaves out.
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600 $(PYTEST_ARGS)
+
+# Lines that the default suite runs, one part of it after the other; processes of stages count.
+coverage: setup
+	rm -f .coverage .coverage.*
+	for part in tests/*/; do $(BIN)/python -m pytest -q --cov --cov-append --cov-report= $$part || exit 1; done
+	$(BIN)/coverage report --fail-under=90
+
+# Do the proofs notice when the methods and the metrics change? About 20 minutes of one core.
+mutate: setup
+	$(BIN)/mutmut run
+	$(BIN)/python .ci/mutants.py 85
 
 bench: setup
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
@@ -50,4 +62,4 @@ $(VENV)/.complete: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build mutants .coverage *.egg-info

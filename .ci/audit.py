@@ -24,7 +24,7 @@ ACCEPTED = Path(__file__).with_name("audit.toml")
 # pip-audit asks for one package after the other; so many of it side by side.
 SIDE_BY_SIDE = 8
 # Seconds: of one connection, of the first package, of all others. Together well under a minute.
-CONNECTION_S, FIRST_S, REST_S = 5, 10, 35
+CONNECTION_S, FIRST_S, REST_S = 5, 15, 30
 
 
 class Unreachable(Exception):
