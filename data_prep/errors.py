@@ -71,6 +71,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
+def speaks() -> bool:
+    """Return whether this process tells why it ends.
+
+    Processes that work together replace it: the first that fails speaks for all.
+    """
+    return True
+
+
 def command(main: Callable[[list[str]], None]) -> NoReturn:
     """Run an entry point: user errors become a message and exit status 2.
 
@@ -88,12 +96,16 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {plain(error)}", file=sys.stderr)
+        if speaks():
+            print(f"error: {plain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"\ninterrupted: {go_on()}", file=sys.stderr)
+        for number in (signal.SIGINT, signal.SIGTERM):  # a launcher sends both, one after the other
+            signal.signal(number, signal.SIG_IGN)
+        if speaks():
+            print(f"\ninterrupted: {go_on()}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader of our output went away (`… | head`); not an error of ours.
@@ -102,8 +114,11 @@ def command(main: Callable[[list[str]], None]) -> NoReturn:
     except Exception as error:
         message = "" if debug else _memory_message(error) or _disk_message(error)
         if not message:
-            raise
-        print(f"{plain(f'error: {message}')}\n  {go_on()}", file=sys.stderr)
+            if debug or speaks():
+                raise
+            raise SystemExit(1) from None  # lost another process, which has said why
+        if speaks():
+            print(f"{plain(f'error: {message}')}\n  {go_on()}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0)
 

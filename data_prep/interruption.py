@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -28,14 +29,15 @@ class Interruption:
 
     Args:
         unit: What is finished first ("step", "shard").
+        speaks: Whether this process says so, where several are stopped together.
 
     Attributes:
         asked: Whether a signal has come.
     """
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, speaks: Callable[[], bool] = lambda: True) -> None:
         """Hold nothing back yet."""
-        self.unit, self.asked = unit, False
+        self.unit, self.speaks, self.asked = unit, speaks, False
         self._at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
@@ -73,5 +75,6 @@ class Interruption:
         if not self.asked:
             self.asked, self._at = True, now
             words = f"\nstopping when this {self.unit} is complete; once more to stop at once\n"
-            # Not `print`: the handler may run in the middle of another one.
-            os.write(2, words.encode())
+            if self.speaks():
+                # Not `print`: the handler may run in the middle of another one.
+                os.write(2, words.encode())

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from data_prep.arguments import Arguments
 from data_prep.config import Config
 from data_prep.errors import UserError, command
+from pipeline.split import whole
 
 NAME = "default"
 
@@ -170,7 +171,7 @@ def plain_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
         if owner in layers and owner != key:
             with torch.no_grad():
                 value = (value + layers[owner].get_delta_weight(NAME)).to(value.dtype)
-        yield name, value
+        yield name, whole(value)
 
 
 def import_peft(where: str) -> Any:

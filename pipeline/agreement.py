@@ -44,6 +44,7 @@ from pipeline.adapters import plain_weights
 from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.engines import Engine, Prompt, Sampling
 from pipeline.policy import logprobs_of
+from pipeline.split import own_part, part_for, whole
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 # Version that the moved weights are pushed as: no step's.
@@ -116,7 +117,12 @@ class Agreement:
 
     @torch.no_grad()
     def prove_push(
-        self, engine: Engine, prompts: Iterable[Prompt], context: int, version: int, note: Path
+        self,
+        engine: Engine,
+        prompts: Iterable[Prompt],
+        context: int,
+        version: int,
+        note: Path | None = None,
     ) -> None:
         """Prove that pushed weights are the ones used.
 
@@ -127,7 +133,7 @@ class Agreement:
             prompts: The run's; some of them are asked, and two long ones made of them.
             context: Longest prompt plus completion, tokens.
             version: What the model's weights are called.
-            note: JSON file that takes what was found, where it is not there yet.
+            note: JSON file that takes what was found, where it is not there yet; None for none.
 
         Raises:
             UserError: They disagree by more than the tolerance, and the configuration refuses.
@@ -141,7 +147,7 @@ class Agreement:
         first = self._gap(before)
         if first > self.tolerance:
             self._refuse(first, "before the first step", before, None)
-        saved = {name: p.detach().to("cpu", copy=True) for name, p in _named(self.model)}
+        saved = _kept(self.model)
         distance, amount, moved = 0.0, 0.1, 0.1
         try:
             # The far weights must be beyond doubt: as far as four tolerances, and no noise.
@@ -161,7 +167,7 @@ class Agreement:
         finally:
             self._restore(saved)
         self.previous = saved
-        if not note.is_file():
+        if note is not None and not note.is_file():
             found = {
                 "tolerance": self.tolerance,
                 "tokens": sum(len(s.completion) for s in before + again),
@@ -240,12 +246,12 @@ class Agreement:
     def _restore(self, saved: Weights) -> None:
         with torch.no_grad():
             for name, parameter in _named(self.model):
-                parameter.copy_(saved[name])
+                own_part(parameter).copy_(saved[name])
 
     @contextmanager
     def _with(self, weights: Weights) -> Iterator[None]:
         """Let the model have other weights for a while."""
-        own = {name: p.detach().to("cpu", copy=True) for name, p in _named(self.model)}
+        own = _kept(self.model)
         self._restore(weights)
         try:
             yield
@@ -446,9 +452,15 @@ def _move(model: Any, amount: float) -> None:
     with torch.no_grad():
         for number, (_, parameter) in enumerate(_named(model)):
             generator = torch.Generator(parameter.device).manual_seed(number)
-            noise = torch.empty_like(parameter).normal_(generator=generator)
-            size = parameter.std() if parameter.ndim > 1 else parameter.abs().mean()
-            parameter.add_(noise * (amount * size))
+            value = whole(parameter.detach())
+            noise = torch.empty_like(value).normal_(generator=generator)
+            size = value.std() if value.ndim > 1 else value.abs().mean()
+            parameter.add_(part_for(parameter, noise * (amount * size)))
+
+
+def _kept(model: Any) -> dict[str, Tensor]:
+    """Return copies of a model's weights on the CPU, of a split model this process's parts."""
+    return {n: own_part(p.detach()).to("cpu", copy=True) for n, p in _named(model)}
 
 
 def _minimise(function: Callable[[float], float], grid: tuple[float, ...]) -> float:

@@ -51,12 +51,21 @@ class Ahead:
         start: First step of this process.
         total: Steps in all.
         folder: Where batches wait that a saved state will need.
+        writes: Whether this process puts them there; of several, one does.
     """
 
     def __init__(
-        self, draw: Draw, engine: Engine, staleness: int, start: int, total: int, folder: Path
+        self,
+        draw: Draw,
+        engine: Engine,
+        staleness: int,
+        start: int,
+        total: int,
+        folder: Path,
+        writes: bool = True,
     ) -> None:
         """Take up the batches that an interrupted run had drawn."""
+        self._writes = writes
         self._draw, self._engine = draw, engine
         self._staleness, self._total, self._folder = staleness, total, folder
         self._stopped = False
@@ -102,7 +111,7 @@ class Ahead:
 
     def drop(self, step: int) -> None:
         """Remove the batches before `step`, the first one that a saved state still needs."""
-        for path in self._folder.glob("batch-*.jsonl"):
+        for path in self._folder.glob("batch-*.jsonl") if self._writes else ():
             if int(path.stem.removeprefix("batch-")) < step:
                 path.unlink()
 
@@ -129,7 +138,8 @@ class Ahead:
                     if self._stopped:
                         return
                     batch = self._draw(step)
-                    _write(self._path(step), batch)
+                    if self._writes:
+                        _write(self._path(step), batch)
                     self._batches[step].set_result(batch)
             except BaseException as error:  # whatever it is belongs to who waits for the batch
                 for future in list(self._batches.values()):

@@ -260,6 +260,7 @@ class MicroBatch:
     layout: Layout
     tokens: Tokens
     token_index: Tensor  # [T of this micro-batch], positions in the step's flat axis
+    idle: bool = False  # run to keep pace with other processes, for nothing (`pipeline.ranks`)
 
 
 class _Document:
@@ -313,11 +314,11 @@ def micro_batches(
             (d.prompt, [(sequences[m].completion, sequences[m].mask) for m in d.members])
             for d in chosen
         )
-        yield MicroBatch(layout, _subset(tokens, members, index), index)
+        yield MicroBatch(layout, subset(tokens, members, index), index)
         first = end
 
 
-def _subset(tokens: Tokens, members: list[int], index: Tensor) -> Tokens:
+def subset(tokens: Tokens, members: list[int], index: Tensor) -> Tokens:
     """Return the view of some sequences; `index` are the positions of their tokens."""
     chosen = torch.tensor(members)
     found: dict[str, Any] = {}

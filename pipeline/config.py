@@ -145,6 +145,8 @@ class TrainConfig(Config):
             than some thousands are no faster; a GPU and a small model take more.
         precision: "bfloat16" runs matrix products in bfloat16 (autocast); parameters, sums and
             the optimizer keep `model.dtype`.
+        parallel: What several processes do with the model: each keeps it whole ("ddp"), or they
+            split it ("fsdp2"); "auto" does what accelerate was configured for, and "ddp" without.
         save_every: Steps between checkpoints that a killed run goes on from.
         keep_states: How many of those are kept: where the last is damaged, the one before is used.
         validate_every: Steps between looks at held-out data: the loss on validation rows or
@@ -181,6 +183,7 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = False
     micro_tokens: int = Field(default=4096, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    parallel: Literal["auto", "ddp", "fsdp2"] = "auto"
     save_every: int = Field(default=50, ge=1)
     keep_states: int = Field(default=2, ge=1)
     validate_every: int = Field(default=0, ge=0)

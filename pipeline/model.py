@@ -202,6 +202,7 @@ def save_checkpoint(
     end_token_ids: list[int],
     profile: str,
     reads: str = "",
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a complete model folder: weights, tokenizer, template, generation config.
 
@@ -214,6 +215,7 @@ def save_checkpoint(
         end_token_ids: Every token that ends a turn.
         profile: The prompt profile that it was trained with.
         reads: For a reward model: "end", or "steps" of a process reward model.
+        weights: The model's `plain_weights`, where somebody has gathered them.
     """
     from transformers import GenerationConfig
 
@@ -231,7 +233,7 @@ def save_checkpoint(
     if model.can_generate():
         model.generation_config = generation
     with disk_errors(folder):
-        model.save_pretrained(folder, state_dict=dict(plain_weights(model)))
+        model.save_pretrained(folder, state_dict=weights or dict(plain_weights(model)))
         tokenizer.save_pretrained(folder)
     write_json(folder / "boxed.json", {"profile": profile, **({"reads": reads} if reads else {})})
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.errors import UserError
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.engines import require_tokens
+from pipeline.engines import require_among, require_tokens
 from pipeline.generate import checkpoint_of
 from pipeline.methods import Method
 
 # Keys of a stage that decide nothing about its result.
-WATCHING = {"save_every", "keep_states", "agreement", "monitor", "push_to_hub", "trackers", "wandb"}
+WATCHING = {
+    "save_every",
+    "keep_states",
+    "agreement",
+    "monitor",
+    "push_to_hub",
+    "trackers",
+    "wandb",
+    "parallel",
+}
 
 
 def init_of(run: RunConfig, config: TrainConfig) -> str | Path:
@@ -131,6 +140,25 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "samples of the whole distribution: truncation biases every ratio",
             "set top_p = 1, top_k = 0 and min_p = 0 under [sampling], or "
             "allow_truncated_sampling = true",
+        )
+
+
+def refuse_several(
+    run: RunConfig, config: TrainConfig, method: Method, kind: Literal["ddp", "fsdp2"]
+) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        UserError: Before anything is loaded.
+    """
+    if method.source == "policy" or (method.source == "samples" and config.validate_every):
+        require_among(run.engine, f"stage {config.name!r}, key 'engine.kind'")
+    if kind == "fsdp2" and config.lora.rank:
+        raise UserError(
+            f"stage {config.name!r}, key 'parallel'",
+            f"'fsdp2' with lora.rank = {config.lora.rank}",
+            "'ddp' for adapters, whose gradients and optimizer are small",
+            'set parallel = "ddp", or train the whole model (lora.rank = 0)',
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.backbone import final_states, serves
 from pipeline.logprobs import Selected, selected_logprobs
+from pipeline.split import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from pipeline.batch import Layout
 
 
-@dataclass(slots=True)
-class States:
+class States(NamedTuple):
     """Hidden states at the N loss-carrying tokens.
 
     Attributes:
@@ -39,6 +39,23 @@ class States:
     def after(self) -> Tensor:
         """[N, H], of the token itself: the state that it leads to."""
         return self.all.index_select(0, self.layout.after)
+
+
+Found = TypeVar("Found")
+
+
+def in_one_pass(model: Any, function: Callable[[], Found]) -> Found:
+    """Return what a function computes with a model's own parameters, as one forward pass of it.
+
+    Nothing but a call, unless the model is split over processes: then its parameters are gathered
+    for the call and for the backward pass through what it returns.
+
+    Args:
+        model: A causal LM.
+        function: Returns tensors, in tuples or alone.
+    """
+    within = getattr(model, "within", None)
+    return function() if within is None else within(function)
 
 
 def hidden_states(backbone: Any, layout: Layout, autocast: bool = False) -> States:
@@ -90,7 +107,7 @@ def token_logprobs(
     other = None
     if reference is not None:
         other_head: Any = reference[0].get_output_embeddings()
-        other = (reference[1].before.to(dtype), other_head.weight.to(dtype))
+        other = (reference[1].before.to(dtype), whole(other_head.weight).to(dtype))
     return selected_logprobs(before.to(dtype), head.weight.to(dtype), targets, temperature, other)
 
 
@@ -98,8 +115,12 @@ def logprobs_of(
     model: Any, layout: Layout, temperature: float = 1.0, autocast: bool = False
 ) -> Selected:
     """Return `token_logprobs` of a layout, running the model's own backbone first."""
-    states = hidden_states(model.base_model, layout, autocast)
-    return token_logprobs(model, states, layout.targets, temperature, autocast)
+
+    def compute() -> Selected:
+        states = hidden_states(model.base_model, layout, autocast)
+        return token_logprobs(model, states, layout.targets, temperature, autocast)
+
+    return in_one_pass(model, compute)
 
 
 def check_head(model: PreTrainedModel) -> None:

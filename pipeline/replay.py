@@ -65,7 +65,7 @@ class Replay:
             ),
         )
         self.method = method
-        self.trainer = Trainer(run, own, method, self.model)
+        self.trainer = Trainer(run, own, method, self.model, ranks=rollouts.ranks.replicated())
 
     @classmethod
     def of(cls, run: RunConfig, config: TrainConfig, data: Data) -> Replay | None:

@@ -19,6 +19,7 @@ from pipeline.batch import Sequence
 from pipeline.engines import Engine, Prompt, Sampling
 from pipeline.methods import Method
 from pipeline.non_finite import NonFiniteError
+from pipeline.ranks import ALONE, Ranks
 from pipeline.reward import RewardMaker
 from pipeline.segments import By, segments_of
 from verifiers import Verdict, VerifierPool
@@ -74,6 +75,7 @@ class Rollouts:
         sampling: How; `sampling.step` is replaced by the step.
         batch: Prompts a step.
         folder: Where each step's rollouts are logged.
+        ranks: The processes that draw together; the leader logs.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class Rollouts:
         sampling: Sampling,
         batch: int,
         folder: Path,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Keep what a step needs."""
+        self.ranks = ranks
         self.problems, self.prompts = problems, prompts
         self.engine, self.pool, self.sampling = engine, pool, sampling
         self.rewards, self.method = rewards, method
@@ -167,7 +171,8 @@ class Rollouts:
                 file=sys.stderr,
             )
         drawn.samples = sum("error" not in row for row in rows)
-        write_rows(self.path(step), rows)
+        if self.ranks.leads:
+            write_rows(self.path(step), rows)
         return drawn
 
     def _prefixed(self, ask: _Ask, group: list[Sequence], step: int) -> list[_Ask]:
@@ -229,20 +234,28 @@ class Rollouts:
     ) -> None:
         """Let the method make rewards of segments, and log them."""
         whole = [(ask, s) for ask, family in zip(asks, families, strict=True) for s in family[0]]
-        found = self.method.score(
-            [self.problems[ask.problem] for ask, _ in whole], [s for _, s in whole]
-        )
-        if not any(found):
+        found = self.ranks.dealt(self._graded, whole)
+        for (_, sequence), (reward, steps, _) in zip(whole, found, strict=True):
+            sequence.reward, sequence.steps = reward, steps
+        if not any(log for _, _, log in found):
             return
         of = {
             (s.problem_id, s.sample_index): (s, log)
-            for (_, s), log in zip(whole, found, strict=True)
+            for (_, s), (_, _, log) in zip(whole, found, strict=True)
         }
         for row in rows:
             key = (row["problem_id"], row.get("sample_index", -1))
             if "prefix" not in row and key in of:
                 sequence, log = of[key]
                 row |= {"reward": sequence.reward, "steps": sequence.steps, **log}
+
+    def _graded(
+        self, asked: list[tuple[_Ask, Sequence]]
+    ) -> list[tuple[float | None, list[tuple[int, float]], dict[str, Any]]]:
+        """Return what the method makes of each solution: its reward, its steps', and its log."""
+        sequences = [sequence for _, sequence in asked]
+        logs = self.method.score([self.problems[ask.problem] for ask, _ in asked], sequences)
+        return [(s.reward, s.steps, log) for s, log in zip(sequences, logs, strict=True)]
 
     def _sample(
         self,

@@ -12,6 +12,7 @@ from data_prep.jsonl import read_json
 from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.critic import critic_of, load_scalar_model
 from pipeline.model import pick_device
+from pipeline.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,10 +24,14 @@ class ModelScorer:
     Args:
         model: As `load_scalar_model` loads it; training it further changes the scores.
         micro_tokens: Largest number of tokens in one forward pass.
+        ranks: The processes that ask together; each scores its share.
     """
 
-    def __init__(self, model: PreTrainedModel, micro_tokens: int = 16384) -> None:
+    def __init__(
+        self, model: PreTrainedModel, micro_tokens: int = 16384, ranks: Ranks = ALONE
+    ) -> None:
         """Keep the model."""
+        self.ranks = ranks
         self.model, self.micro_tokens = model, micro_tokens
         self.critic = critic_of(model)
 
@@ -53,9 +58,18 @@ class ModelScorer:
         rows = self._scores(prompts, completions, ends)
         return [torch.sigmoid(torch.tensor(row, dtype=torch.float64)).tolist() for row in rows]
 
-    @torch.no_grad()
     def _scores(
         self, prompts: list[list[int]], completions: list[list[int]], ends: list[list[int]]
+    ) -> list[list[float]]:
+        asked = list(zip(prompts, completions, ends, strict=True))
+        return self.ranks.dealt(lambda part: self._own_scores(*zip(*part, strict=True)), asked)
+
+    @torch.no_grad()
+    def _own_scores(
+        self,
+        prompts: tuple[list[int], ...],
+        completions: tuple[list[int], ...],
+        ends: tuple[list[int], ...],
     ) -> list[list[float]]:
         groups: dict[tuple[int, ...], int] = {}
         sequences = []
@@ -85,13 +99,16 @@ class ModelScorer:
         return scores
 
 
-def load_scorer(folder: str | Path, reads: str = "end", device: str = "auto") -> ModelScorer:
+def load_scorer(
+    folder: str | Path, reads: str = "end", device: str = "auto", ranks: Ranks = ALONE
+) -> ModelScorer:
     """Load a reward model that a training stage made.
 
     Args:
         folder: Its checkpoint.
         reads: "end" for a reward model, "steps" for a process reward model.
         device: Where it runs.
+        ranks: The processes that ask together.
 
     Raises:
         UserError: The folder is no such model.
@@ -108,4 +125,4 @@ def load_scorer(folder: str | Path, reads: str = "end", device: str = "auto") ->
             "give the stage of the other kind",
         )
     model = load_scalar_model(folder).eval().requires_grad_(False)
-    return ModelScorer(model.to(pick_device(device)))  # type: ignore[arg-type]
+    return ModelScorer(model.to(pick_device(device)), ranks=ranks)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from pipeline.engines import Engine, Prompt, create_engine
 from pipeline.fixed import Rows, pair_of, read_log, solution_of
 from pipeline.generate import checkpoint_of, render_prompts
 from pipeline.methods import Method
+from pipeline.ranks import ALONE, Ranks
 from pipeline.records import rollout_figures
 from pipeline.reward import RewardConfig, RewardMaker
 from pipeline.rollout import Rollouts
@@ -65,11 +66,12 @@ def open_data(
     context: int,
     work: Path,
     cleanup: ExitStack,
+    ranks: Ranks = ALONE,
 ) -> Data:
     """Open the source that the method names."""
     folder = Path(run.out) / "data"
     if method.source == "policy":
-        return _policy(run, config, method, str(init), tokenizer, profile, work, cleanup)
+        return _policy(run, config, method, str(init), tokenizer, profile, work, cleanup, ranks)
     if method.source == "rows":
         rows = Rows(run.rows, "train")
         _check_longest(config, rows.sequences.longest, context)
@@ -110,7 +112,7 @@ def open_data(
         if config.validate_every:
             if method.trains == "scores":
                 raise _nothing_held_out(config)
-            engine, pool = _sampler(run, str(init), cleanup)
+            engine, pool = _sampler(run, str(init), cleanup, ranks)
             data.check = _solver(run, config, engine, pool, tokenizer, profile)
         return data
     kind = Pairs if method.source == "pairs" else Steps
@@ -182,12 +184,16 @@ def _check_longest(config: TrainConfig, longest: int, context: int) -> None:
         )
 
 
-def _sampler(run: RunConfig, init: str, cleanup: ExitStack) -> tuple[Engine, VerifierPool]:
-    engine = create_engine(run.engine, init)
+def _sampler(
+    run: RunConfig, init: str, cleanup: ExitStack, ranks: Ranks
+) -> tuple[Engine, VerifierPool]:
+    is_shared = getattr(run.engine, "among", "each") == "leader"
+    own = None if is_shared and not ranks.leads else create_engine(run.engine, init)
+    engine = ranks.engine(own, is_shared)
     cleanup.callback(engine.close)
     verify = run.verify
     pool = open_pool(verify.checker, verify.workers, verify.time_limit_s)
-    return engine, cleanup.enter_context(pool)
+    return engine, ranks.pool(cleanup.enter_context(pool))
 
 
 def _policy(
@@ -199,6 +205,7 @@ def _policy(
     profile: str,
     work: Path,
     cleanup: ExitStack,
+    ranks: Ranks,
 ) -> Data:
     folder = Path(run.out) / "data"
     if config.prompts == "preferences":
@@ -209,14 +216,16 @@ def _policy(
     else:
         problems = list(read_problems(folder / "train.jsonl"))
         prompts = render_prompts(problems, tokenizer, profile)
-    engine, pool = _sampler(run, init, cleanup)
+    engine, pool = _sampler(run, init, cleanup, ranks)
     reward = config.reward
     device = run.engine.device  # type: ignore[attr-defined]
     rewards = RewardMaker(
         reward,
         _decoder(tokenizer),
-        load_scorer(checkpoint_of(run, reward.model_init), "end", device) if reward.model else None,
-        load_scorer(checkpoint_of(run, reward.process_init), "steps", device)
+        load_scorer(checkpoint_of(run, reward.model_init), "end", device, ranks)
+        if reward.model
+        else None,
+        load_scorer(checkpoint_of(run, reward.process_init), "steps", device, ranks)
         if reward.process == "model"
         else None,
     )
@@ -231,6 +240,7 @@ def _policy(
         sampling,
         config.batch,
         work / "rollouts",
+        ranks,
     )
 
     def sampled(step: int) -> tuple[list[Sequence], dict[str, float]]:

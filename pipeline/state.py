@@ -12,15 +12,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, file_hash, prefix_hash, sync
 from data_prep.jsonl import write_json
 from data_prep.run_folder import FORMAT, VOLATILE, read_sealed, sealed
+from pipeline.ranks import ALONE, Ranks
+from pipeline.split import part_for, whole
 
 # Files that grow: what stands behind a state's own part belongs to later steps.
 GROWING = ("steps.jsonl", "warnings.jsonl")
@@ -54,8 +58,11 @@ def save_state(
     parts: dict[str, Part],
     keep: int = 2,
     needed: Iterable[Path] = (),
+    ranks: Ranks = ALONE,
 ) -> int:
     """Write `state/step-<n>` under a temporary name, sync, rename; keep the last ones.
+
+    What is written does not show how many processes wrote it.
 
     Args:
         work: The stage's folder.
@@ -63,22 +70,24 @@ def save_state(
         parts: What is saved, by a name that does not change.
         keep: States that are kept.
         needed: Files among the states that going on from this one takes.
+        ranks: The processes that hold the parts; the leader writes.
 
     Returns:
         The step of the oldest state that is kept.
     """
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in _tensors(parts):
+        value = whole(value)
+        if ranks.leads:
+            # One by one out of the GPU's memory, where all of them are split.
+            tensors[key] = value.cpu() if ranks.shards else value
+    if not ranks.leads:
+        return step
     folder = work / "state"
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"step-{step:06d}.tmp"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
-    tensors: dict[str, torch.Tensor] = {}
-    for key, part in parts.items():
-        for name, parameter in part.parameters().items():
-            tensors[f"{key}.{name}"] = parameter.detach()
-            moments = part.optimizer.state.get(parameter, {}) if part.optimizer else {}
-            for moment, value in moments.items():
-                tensors[f"optimizer/{moment}/{key}.{name}"] = torch.as_tensor(value)
     path = made / "state.safetensors"
     try:
         with disk_errors(path):
@@ -107,26 +116,49 @@ def save_state(
     return _step(states[-keep:][0])
 
 
-def load_state(work: Path, parts: dict[str, Part]) -> int:
+def _tensors(parts: dict[str, Part]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what is saved, by its key in the file, in an order that all processes share."""
+    for key, part in parts.items():
+        for name, parameter in part.parameters().items():
+            yield f"{key}.{name}", parameter.detach()
+            moments = part.optimizer.state.get(parameter, {}) if part.optimizer else {}
+            for moment, value in moments.items():
+                yield f"optimizer/{moment}/{key}.{name}", torch.as_tensor(value)
+
+
+def load_state(work: Path, parts: dict[str, Part], ranks: Ranks = ALONE) -> int:
     """Load the newest sound state into its parts; return its step, 0 for none.
 
     A state that is damaged, or whose files beside it are, is passed over for the one before it,
     and that is said. Files that later steps had left are removed: those steps are taken again.
 
+    Args:
+        work: The stage's folder.
+        parts: What is filled; split ones take their part of what was saved whole.
+        ranks: The processes that fill them; the leader looks which state is sound.
+
     Raises:
         UserError: States are there and none of them is sound.
     """
+    found = ranks.lead(lambda: _newest(work))
+    if found is None:
+        return 0
+    with safe_open(found / "state.safetensors", framework="pt") as file:
+        for key, part in parts.items():
+            _fill(part, key, file)
+    return _step(found)
+
+
+def _newest(work: Path) -> Path | None:
+    """Return the newest sound state, and forget what it does not stand on."""
     found = []
     for path in reversed(_states(work / "state")):
         damage = _damage(work, path)
         if damage is None:
             if found:
                 print(f"{'; '.join(found)}; going on from step {_step(path)}", file=sys.stderr)
-            tensors = load_file(path / "state.safetensors")
-            for key, part in parts.items():
-                _fill(part, key, tensors)
             _forget(work, set(read_sealed(path / "state.json", "").get("files", {})))
-            return _step(path)
+            return path
         found.append(damage)
     if found:
         raise UserError(
@@ -136,7 +168,7 @@ def load_state(work: Path, parts: dict[str, Part]) -> int:
             f"remove {work} to start the stage again",
         )
     _forget(work, set())
-    return 0
+    return None
 
 
 def _beside(work: Path) -> Iterator[Path]:
@@ -177,21 +209,27 @@ def _damage(work: Path, state: Path) -> str | None:
 
 
 @torch.no_grad()
-def _fill(part: Part, key: str, tensors: dict[str, torch.Tensor]) -> None:
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
+def _fill(part: Part, key: str, file: Any) -> None:
+    moments: dict[str, list[str]] = {}
+    for name in file.keys():  # noqa: SIM118 - the file is no mapping
         if name.startswith("optimizer/"):
             _, moment, owner = name.split("/", 2)
-            moments.setdefault(owner, {})[moment] = value
+            moments.setdefault(owner, []).append(moment)
     for name, parameter in part.parameters().items():
-        parameter.copy_(tensors[f"{key}.{name}"])
+        parameter.copy_(part_for(parameter, file.get_tensor(f"{key}.{name}")))
         found = moments.get(f"{key}.{name}")
         if part.optimizer is not None and found:
-            # The step counter stays on the CPU, as AdamW itself keeps it.
             part.optimizer.state[parameter] = {
-                moment: value if moment == "step" else value.to(parameter.device)
-                for moment, value in found.items()
+                moment: _moment(
+                    moment, parameter, file.get_tensor(f"optimizer/{moment}/{key}.{name}")
+                )
+                for moment in found
             }
+
+
+def _moment(name: str, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    # The step counter stays whole and on the CPU, as AdamW itself keeps it.
+    return value if name == "step" else part_for(parameter, value)
 
 
 def _states(folder: Path) -> list[Path]:

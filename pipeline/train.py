@@ -42,7 +42,7 @@ from pipeline import divergence
 from pipeline.adapters import Adapters, plain_weights
 from pipeline.agreement import Agreement
 from pipeline.ahead import Ahead
-from pipeline.batch import Layout, Sequence, Tokens, flatten, micro_batches
+from pipeline.batch import Layout, MicroBatch, Sequence, Tokens, flatten
 from pipeline.card import base_facts, write_card
 from pipeline.coefficients import Watched, write_coefficients
 from pipeline.config import RunConfig, TrainConfig, load_run
@@ -51,6 +51,7 @@ from pipeline.critic import Critic, critic_of, load_scalar_model, value_head
 from pipeline.engines import sample_seed
 from pipeline.forecast import announce
 from pipeline.generate import checkpoint_of, profile_of
+from pipeline.logprobs import Selected
 from pipeline.methods import Method, create_method
 from pipeline.model import build_model, load_model, load_tokenizer, pick_device, save_checkpoint
 from pipeline.monitor import Monitor
@@ -61,14 +62,17 @@ from pipeline.plan import (
     init_of,
     inputs_of,
     refuse_nonsense,
+    refuse_several,
     settings_of,
     truncated_sampling,
 )
-from pipeline.policy import check_head, hidden_states, token_logprobs
+from pipeline.policy import States, check_head, hidden_states, in_one_pass, token_logprobs
 from pipeline.publish import check_token, publish
+from pipeline.ranks import ALONE, Ranks, meet, open_ranks
 from pipeline.records import Records, advantage_figures, over_parts
 from pipeline.replay import Replay
 from pipeline.source import Data, open_data
+from pipeline.split import whole
 from pipeline.state import Part, load_state, save_state
 from pipeline.trackers import Trackers
 
@@ -105,6 +109,7 @@ class Trainer:
         critic: V, where the method has one.
         adapters: Those in the model, where they are trained in its place; without them it is the
             reference.
+        ranks: The processes that train it together.
     """
 
     def __init__(
@@ -116,9 +121,10 @@ class Trainer:
         reference: Any = None,
         critic: Critic | None = None,
         adapters: Adapters | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Build the optimizer."""
-        self.adapters = adapters
+        self.adapters, self.ranks = adapters, ranks
         self.scores = critic_of(model) if method.trains == "scores" else None
         if self.scores is None:
             check_head(model)
@@ -127,6 +133,7 @@ class Trainer:
         # π_rollout and its V, where they are kept while π_θ goes on.
         kept = copy.deepcopy((model, critic)) if method.refresh > 1 else (model, critic)
         self.rollout, self.rollout_critic = kept
+        self._shard()
         self.trained: dict[str, nn.Module] = {"model": model}
         if critic is not None:
             self.trained["critic"] = critic
@@ -145,6 +152,18 @@ class Trainer:
         self.watched: Watched = {}
         # Set for methods that sample: stops before a gradient of wrong log-probs is used.
         self.agreement: Agreement | None = None
+
+    def _shard(self) -> None:
+        """Split what is a model of its own over the ranks, where this stage does that."""
+        if self.scores is not None:
+            self.ranks.shard(self.scores, self.model)
+            return
+        own = {id(m): m for m in (self.model, self.reference, self.rollout) if m is not None}
+        for model in own.values():
+            self.ranks.shard(model)
+        for critic in {id(c): c for c in (self.critic, self.rollout_critic)}.values():
+            if critic is not None and critic.backbone is not None:
+                self.ranks.shard(critic, critic.backbone)
 
     def parts(self) -> dict[str, Part]:
         """Return what a saved state holds."""
@@ -197,7 +216,9 @@ class Trainer:
             NonFiniteError: The objective or a gradient is not finite; no step was taken on it.
         """
         if self.config.lora.dropout:
-            torch.manual_seed(sample_seed(self.run.seed, step, f"dropout/{self.config.name}", 0))
+            torch.manual_seed(
+                sample_seed(self.run.seed, step, f"dropout/{self.config.name}", self.ranks.index)
+            )
         tokens = self.flat(sequences)
         if place is not None and tokens.ref_logp is None:
             tokens.ref_logp = self.references.get(place)
@@ -245,14 +266,15 @@ class Trainer:
 
     def _clip(self, module: nn.Module) -> float:
         limit = self.config.optimizer.clip_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True))
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True)
+        return float(whole(norm))
 
     @torch.no_grad()
     def _observe(self, sequences: list[Sequence], tokens: Tokens) -> None:
         """Fill what the sampling policy, the reference and the critic say before the updates."""
         filled = _Filled(tokens)
         asks = self.method.observes_kl
-        for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
+        for micro in self._passes(sequences, tokens, whole=asks, rollout=True):
             out = self._forward(micro.layout.to(self.device), whole=asks, rollout=True)
             for name, values in (
                 ("old_kl", out.kl if asks else None),
@@ -263,7 +285,7 @@ class Trainer:
             ):
                 if values is not None:
                     filled.put(name, micro.token_index, values)
-        filled.finish()
+        filled.finish(self.ranks)
 
     def _accumulate(
         self, sequences: list[Sequence], tokens: Tokens
@@ -283,7 +305,7 @@ class Trainer:
         first, known = tokens.old_logp is None, tokens.ref_logp is not None
         filled = _Filled(tokens)
         coefficients = torch.zeros_like(tokens.weight)
-        for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
+        for micro in self._passes(sequences, tokens, need_reference=not known):
             layout, view = micro.layout.to(self.device), micro.tokens.to(self.device)
             out = self._forward(layout, need_reference=not known)
             now = out.variable.detach()
@@ -319,8 +341,31 @@ class Trainer:
             parts.append((len(now), found))
             kl = divergence.figures(view, now) if sampled else {}
             own.append((len(now), kl | method.figures(view, now)))
-        filled.finish()
-        return {"objective": objective, **over_parts(parts)}, over_parts(own), coefficients
+        filled.finish(self.ranks)
+        self.ranks.sum_gradients(self.trained.values())
+        objective = sum(self.ranks.gather(objective))
+        found = over_parts(self.ranks.joined(parts))
+        every = self.ranks.summed({"coefficient": coefficients}, tokens.weight)["coefficient"]
+        return {"objective": objective, **found}, over_parts(self.ranks.joined(own)), every
+
+    def _passes(
+        self, sequences: list[Sequence], tokens: Tokens, **asked: bool
+    ) -> Iterator[MicroBatch]:
+        """Yield this rank's share of a step; run what only keeps pace with the others.
+
+        Args:
+            sequences: The step's.
+            tokens: Their flat view.
+            **asked: What the caller asks `_forward` for, as an idle pass has to.
+        """
+        for micro in self.ranks.micro_batches(sequences, tokens, self.config.micro_tokens):
+            if not micro.idle:
+                yield micro
+                continue
+            out = self._forward(micro.layout.to(self.device), **asked)
+            if torch.is_grad_enabled():
+                total = out.variable.sum() + (0.0 if out.value is None else out.value.sum())
+                (0.0 * total).backward()
 
     def _forward(
         self,
@@ -345,22 +390,37 @@ class Trainer:
         model, critic = self.model, self.critic
         if rollout:
             model, critic = self.rollout, self.rollout_critic
-        states = hidden_states(model.base_model, layout, autocast)
         ref_logp, other = None, None
         whole = whole or bool(self.method.kl_weight)
         if self.reference is not None and (need_reference or whole):
             switched = self.adapters.reference() if self.adapters else nullcontext()
             with torch.no_grad(), switched:
-                ref_states = hidden_states(self.reference.base_model, layout, autocast)
-                ref_logp = token_logprobs(
-                    self.reference, ref_states, layout.targets, self.temperature, autocast
-                ).logp
+                found, ref_states = self._run(self.reference, layout, autocast)
+                ref_logp = found.logp
             other = (self.reference, ref_states) if whole else None
-        found = token_logprobs(model, states, layout.targets, self.temperature, autocast, other)
+        found, states = self._run(model, layout, autocast, other)
         value = end_value = None
         if critic is not None:
             value, end_value = critic(layout, states, autocast)
         return Output(*found, ref_logp, value, end_value)
+
+    def _run(
+        self,
+        model: Any,
+        layout: Layout,
+        autocast: bool,
+        reference: tuple[Any, States] | None = None,
+    ) -> tuple[Selected, States]:
+        """Return a policy's log-probs, entropy and KL at each token, and its states."""
+
+        def compute() -> tuple[Selected, States]:
+            states = hidden_states(model.base_model, layout, autocast)
+            targets = layout.targets
+            return token_logprobs(
+                model, states, targets, self.temperature, autocast, reference
+            ), states
+
+        return in_one_pass(model, compute)
 
     @torch.no_grad()
     def held_out(self, sequences: list[Sequence]) -> dict[str, float]:
@@ -374,7 +434,7 @@ class Trainer:
         loss = 0.0
         own: list[tuple[int, dict[str, float]]] = []
         self.model.eval()  # without the adapters' dropout
-        for micro in micro_batches(sequences, tokens, self.config.micro_tokens):
+        for micro in self._passes(sequences, tokens):
             view = micro.tokens.to(self.device)
             out = self._forward(micro.layout.to(self.device))
             view.ref_logp = out.ref_logp
@@ -384,7 +444,10 @@ class Trainer:
                 loss -= float(self.method.objective(view, out.variable))
                 own.append((len(out.variable), self.method.figures(view, out.variable)))
         self.model.train()
-        figures = {"loss": loss, **over_parts(own)}
+        figures = {
+            "loss": sum(self.ranks.gather(loss)),
+            **over_parts(self.ranks.joined(own)),
+        }
         return {f"validation_{name}": value for name, value in figures.items()}
 
 
@@ -404,26 +467,40 @@ class _Filled:
             self.values[name] = torch.zeros_like(self.tokens.weight)
         self.values[name][index] = values.to("cpu", self.tokens.weight.dtype)
 
-    def finish(self) -> None:
-        """Hand all over."""
-        for name, values in self.values.items():
+    def finish(self, ranks: Ranks) -> None:
+        """Hand all over, those of all ranks."""
+        for name, values in ranks.summed(self.values, self.tokens.weight).items():
             setattr(self.tokens, name, values)
 
 
 def train(run: RunConfig, config: TrainConfig) -> Path:
-    """Run one training stage; return its folder, which holds `checkpoint/` and `steps.jsonl`."""
+    """Run one training stage; return its folder, which holds `checkpoint/` and `steps.jsonl`.
+
+    Several processes that a launcher started train it together (`pipeline.ranks`).
+    """
     method = create_method(config.method)
     refuse_nonsense(run, config, method)
+    device = pick_device(run.engine.device)  # type: ignore[attr-defined]
+    ranks = open_ranks(config.parallel, device, f"stage {config.name!r}, key 'parallel'")
+    with ranks.quiet():
+        final = _train(run, config, method, ranks)
+    ranks.close()
+    return final
+
+
+def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) -> Path:
+    if ranks.count > 1:
+        refuse_several(run, config, method, ranks.kind)
     out = Path(run.out)
     stage = Stage(
         out, config.name, settings_of(run, config, method), inputs_of(run, config, method)
     )
-    if stage.is_complete:
+    if ranks.lead(lambda: stage.is_complete):
         return stage.final
-    if config.push_to_hub:
+    if config.push_to_hub and ranks.leads:
         check_token(config.push_to_hub, f"stage {config.name!r}, key 'push_to_hub'")
     trackers = Trackers(
-        config.trackers,
+        config.trackers if ranks.leads else (),
         config.wandb,
         out,
         run.name,
@@ -431,7 +508,7 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         settings_of(run, config, method),
         f"stage {config.name!r}",
     )
-    work = stage.begin()
+    work = ranks.lead(stage.begin)
     init = None if config.init == "model" and not run.model.path else init_of(run, config)
     tokenizer = load_tokenizer(run.tokenizer if init is None else init)
     profile = run.profile if init is None else profile_of(init, run.profile)
@@ -442,34 +519,39 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
             # The checkpoint speaks the layout and profile of what it was trained on.
             tokenizer, profile = made_with, run.profile
     ends = load_formatter(tokenizer, profile).end_token_ids
-    trainer = build_trainer(run, config, method, init, tokenizer)
+    trainer = build_trainer(run, config, method, init, tokenizer, ranks)
     model = trainer.model
     parts = trainer.parts()
 
     with ExitStack() as cleanup:
         context = int(model.config.max_position_embeddings)
-        data = open_data(run, config, method, init, tokenizer, profile, context, work, cleanup)
+        data = open_data(
+            run, config, method, init, tokenizer, profile, context, work, cleanup, ranks
+        )
         replay = Replay.of(run, config, data)
         if replay is not None:
             parts |= replay.parts()
-        start = load_state(work, parts)
+        start = load_state(work, parts, ranks)
         draw, ahead = data.draw, None
         if data.rollouts is not None:
             engine, prompts = data.rollouts.engine, data.rollouts.prompts
             agreement = _agreement(run, config, model, tokenizer)
-            agreement.prove_push(engine, prompts, context, start, work / "agreement.json")
+            note = work / "agreement.json" if ranks.leads else None
+            agreement.prove_push(engine, prompts, context, start, note)
             trainer.agreement = None if truncated_sampling(run) else agreement
             folder = work / "state" / "ahead"
-            ahead = Ahead(draw, engine, config.staleness, start, data.steps, folder)
+            ahead = Ahead(draw, engine, config.staleness, start, data.steps, folder, ranks.leads)
             cleanup.callback(ahead.close)
             ahead.publish(trainer.weights(), trainer.version(start))
             draw = ahead.draw
-        monitor = Monitor(config.monitor, config.name)
-        records = Records(work, start, data.steps, config.name, monitor, trackers)
-        cleanup.callback(records.close)
+        records = None
+        if ranks.leads:
+            monitor = Monitor(config.monitor, config.name)
+            records = Records(work, start, data.steps, config.name, monitor, trackers)
+            cleanup.callback(records.close)
         span = math.ceil(data.steps / config.iterations)
         step = start - 1
-        interruption = cleanup.enter_context(Interruption("step"))
+        interruption = cleanup.enter_context(Interruption("step", ranks.speaks))
         for step in range(start, data.steps):
             began = time.perf_counter()
             figures: dict[str, Any] = {}
@@ -489,7 +571,8 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                 raise keep_batch(error, stage.run / f"{config.name}.failed") from None
             trainer.refresh(step + 1)
             if ahead is not None:
-                if sequences and config.coefficients_every and not step % config.coefficients_every:
+                keeps = config.coefficients_every and not step % config.coefficients_every
+                if sequences and keeps and ranks.leads:
                     write_coefficients(work, step, sequences, trainer.watched)
                 figures["skipped"] = float(not sequences)
                 if trainer.version(step + 1) == step + 1:
@@ -503,22 +586,32 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
                 "update_s": done - drawn_at,
                 "tokens_per_s": count / (done - began),
             }
-            records.write(step, figures, timing)
-            if config.sample_budget and records.samples >= config.sample_budget:
-                break
+            if records is not None:
+                records.write(step, figures, timing)
+            if config.sample_budget:
+                drawn_so_far = ranks.lead(lambda: records.samples if records else 0)
+                if drawn_so_far >= config.sample_budget:
+                    break
+            interruption.asked = ranks.any(interruption.asked)
             if step + 1 < data.steps and (
                 (step + 1) % config.save_every == 0 or interruption.asked
             ):
                 needed = [] if ahead is None else ahead.keep(step + 1)
-                oldest = save_state(work, step + 1, parts, config.keep_states, needed)
+                oldest = save_state(work, step + 1, parts, config.keep_states, needed, ranks)
                 if ahead is not None:
                     ahead.drop(oldest)
+                if interruption.asked:
+                    ranks.wait()  # a launcher stops the leader when the others have ended
                 interruption.check()
 
+    weights = dict(trained_weights(trainer, ranks))
+    if not ranks.leads:
+        ranks.wait()
+        return stage.final
     reads = ""
     if method.trains == "scores":
         reads = "steps" if method.takes_steps else "end"
-    save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile, reads)
+    save_checkpoint(work / "checkpoint", model, tokenizer, ends, profile, reads, weights)
     if trainer.adapters is not None:
         base = str(base_facts(init).get("base_model", config.init))
         trainer.adapters.save(work / "checkpoint" / "adapter", base)
@@ -528,17 +621,34 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
         save_checkpoint(work / "reward_model", replay.model, tokenizer, ends, profile, "end")
     parameters = sum(p.numel() for p in model.parameters())
     final = stage.complete(scratch=("state",), steps=step + 1, parameters=parameters)
+    ranks.wait()
     if config.push_to_hub:
         where = f"stage {config.name!r}, key 'push_to_hub'"
         tqdm.write(publish(final / "checkpoint", config.push_to_hub, where), file=sys.stderr)
     return final
 
 
+def trained_weights(trainer: Trainer, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """Yield the trained model's weights; of a split one on the CPU, to the leader alone."""
+    # Gathered, a tied weight is there twice; files hold it once.
+    tied = getattr(trainer.model, "all_tied_weights_keys", {}) if ranks.shards else {}
+    for name, value in plain_weights(trainer.model):
+        if ranks.leads and name not in tied:
+            yield name, value.cpu() if ranks.shards else value
+
+
 def build_trainer(
-    run: RunConfig, config: TrainConfig, method: Method, init: str | Path | None, tokenizer: Any
+    run: RunConfig,
+    config: TrainConfig,
+    method: Method,
+    init: str | Path | None,
+    tokenizer: Any,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """Load or build the models of a stage."""
     device = pick_device(run.engine.device)  # type: ignore[attr-defined]
+    if ranks.shards:
+        device = torch.device("cpu")  # a layer at a time goes to the GPU, split
     dtype, trust = run.model.dtype, run.model.trust_remote_code
     if method.trains == "scores":
         if init is None:
@@ -551,7 +661,7 @@ def build_trainer(
         judge: Any = load_scalar_model(init, dtype, trust).to(device)  # type: ignore[arg-type]
         adapters = _adapters(run, config, judge, "scores")
         _checkpointing(config, judge)
-        return Trainer(run, config, method, judge.train(), adapters=adapters)
+        return Trainer(run, config, method, judge.train(), adapters=adapters, ranks=ranks)
     model: Any = (
         build_model(run.model, tokenizer, run.seed)
         if init is None
@@ -573,7 +683,9 @@ def build_trainer(
         _adapters(run, config, scalar, "scores")
         _checkpointing(config, scalar)
         critic = critic_of(scalar.train())
-    return Trainer(run, config, method, model.train(), reference, critic, adapters)
+    if ranks.shards and method.critic == "head":
+        critic = critic.to(ranks.device)  # type: ignore[union-attr]
+    return Trainer(run, config, method, model.train(), reference, critic, adapters, ranks)
 
 
 def _adapters(
@@ -632,6 +744,7 @@ def main(arguments: list[str]) -> None:
         "--no-forecast", action="store_true", help="start whatever memory, time and disk it takes"
     )
     known, rest = parser.parse_known_args(arguments)
+    leads = meet()
     run = load_run(known.config)
     names = [stage.name for stage in run.train]
     if known.stage is None and len(names) != 1:
@@ -658,13 +771,15 @@ def main(arguments: list[str]) -> None:
     changed = tuple(config if stage.name == name else stage for stage in run.train)
     run = run.model_copy(update={"train": changed})
     refuse_nonsense(run, config, create_method(config.method))
-    if known.dry_run:
+    if known.dry_run and leads:
         print(config.model_dump_json(indent=2))
-    if not known.no_forecast:
+    if leads and not known.no_forecast:
         announce(run, [name])
     if known.dry_run:
         return
-    print(f"checkpoint: {train(run, config) / 'checkpoint'}", file=sys.stderr)
+    folder = train(run, config)
+    if leads:
+        print(f"checkpoint: {folder / 'checkpoint'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

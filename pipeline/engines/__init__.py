@@ -46,6 +46,9 @@ class EngineConfig(PluginConfig):
     incidental: ClassVar[frozenset[str]] = frozenset()
     # Whether prompts are token ids, or conversations for an engine that speaks text alone.
     takes: ClassVar[Literal["tokens", "messages"]] = "tokens"
+    # Where several processes train: each has an engine of its own, the leader's one serves all,
+    # or it cannot stand beside them.
+    among: ClassVar[Literal["each", "leader", "alone"]] = "each"
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -182,6 +185,26 @@ class Engine(Protocol):
 def create_engine(config: PluginConfig, model: str | Path) -> Engine:
     """Create the engine that `config.kind` names, with the weights of a model folder."""
     return load_plugin("pipeline.engines", config.kind, where="engine.kind").create(config, model)
+
+
+def require_among(config: PluginConfig, where: str) -> None:
+    """Refuse an engine that cannot stand beside several training processes.
+
+    Args:
+        config: The engine's.
+        where: Who asks.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if getattr(config, "among", "each") == "alone":
+        raise UserError(
+            where,
+            f"engine.kind = {config.kind!r} with several processes: it would join their "
+            "process group",
+            "servers beside the trainer, or the embedded engine in every process",
+            'set engine.kind = "vllm_server" (python -m pipeline.serve starts servers)',
+        )
 
 
 def require_tokens(config: PluginConfig, where: str) -> None:

@@ -58,6 +58,8 @@ class Config(EngineConfig):
     )
     takes: ClassVar[Literal["tokens", "messages"]] = "messages"
 
+    among: ClassVar[Literal["each", "leader", "alone"]] = "leader"
+
     kind: str = "openai"
     base_url: Address = "https://api.openai.com/v1"
     model: str = ""

@@ -22,7 +22,7 @@ import importlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data_prep.errors import UserError
 from pipeline.engines import Completion, Group, Prompt, Sampling, sample_seed
@@ -49,6 +49,8 @@ class Config(VllmConfig):
         transfer: How weights come from the trainer, see above.
         sleep: Whether GPU memory is given back between `generate` and the next push.
     """
+
+    among: ClassVar[Literal["each", "leader", "alone"]] = "alone"
 
     kind: str = "vllm"
     transfer: Literal["iterator", "ipc"] = "iterator"

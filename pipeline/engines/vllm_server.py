@@ -81,6 +81,8 @@ class Config(VllmConfig):
         | VllmConfig.incidental
     )
 
+    among: ClassVar[Literal["each", "leader", "alone"]] = "leader"
+
     kind: str = "vllm_server"
     urls: tuple[Address, ...] = ()
     servers: int = Field(default=1, ge=1)
