@@ -200,12 +200,18 @@ def breakdown_chart(
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=4.2,
             )
-        axis.set_yticks(range(len(groups)), groups)
+        axis.set_yticks(range(len(groups)), [_short(group) for group in groups])
         axis.spines["left"].set_visible(False)
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))
         axis.set_title(f"{metric} by {by}, %")
         figure.tight_layout()
         return _svg(figure, prefix, f"{metric} by {by} for {', '.join(content)}")
+
+
+def _short(name: str, most: int = 28) -> str:
+    """Return a name that leaves room for the chart: a subject of the data may be any text."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _style(prefix: str, **more: Any) -> Any:
