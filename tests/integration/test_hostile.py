@@ -17,13 +17,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, dynamic_module_utils
 
-from data_prep.config import validate
+from data_prep.config import fingerprint, validate
 from data_prep.errors import UserError
 from data_prep.formatting import Formatter, load_formatter
 from data_prep.inspect import coloured
 from data_prep.jsonl import LONGEST_ROW, parse_row, read_json, read_rows, write_json
 from data_prep.reading import LARGEST_ARRAY, _table
-from data_prep.run_folder import Stage
+from data_prep.run_folder import Stage, sealed
 from data_prep.tokenizer import load_tokenizer as load_fast_tokenizer
 from data_prep.tokenizer import train_tokenizer
 from eval.collect import collect
@@ -319,9 +319,9 @@ def test_a_manifest_cannot_name_what_is_removed(tmp_path):
     (victim / "kept").write_text("x")
     stage = Stage(tmp_path / "run", "data", {}, {})
     work = stage.begin()
-    write_json(
-        work / "manifest.json", {"plan": stage.plan, "result": "", "scratch": ["../../victim"]}
-    )
+    # A seal shows damage; whoever writes a manifest can seal it.
+    named = {"plan": stage.plan, "outputs": {}, "result": fingerprint({})}
+    write_json(work / "manifest.json", sealed({**named, "scratch": ["../../victim"]}))
     (work / "plan.json").unlink()
     with pytest.raises(UserError, match=r"'\.\./\.\./victim' as the name of a folder"):
         Stage(tmp_path / "run", "data", {}, {}).is_complete  # noqa: B018 - it asks the disk
@@ -602,7 +602,8 @@ def test_a_folder_cannot_name_the_checker_that_runs(tmp_path):
     write_json(suite / "grading.json", {"checker": {"kind": str(checker)}, "language": "en"})
     scorer = tmp_path / "scorer.py"
     scorer.write_text("def load_scorer(): ...\n")
-    write_json(tmp_path / "eval-x" / "manifest.json", {"counts": {"model": str(tmp_path)}})
+    made = {"counts": {"model": str(tmp_path)}, "outputs": {}, "result": fingerprint({})}
+    write_json(tmp_path / "eval-x" / "manifest.json", sealed(made))
     with pytest.raises(UserError, match="what a folder says is not run"):
         regrade([str(tmp_path / "eval-x"), "--reward-model", str(scorer)])
     assert not marker.exists()
