@@ -8,8 +8,7 @@ on with; one of another plan is dropped, since its rows belong to another config
 Nothing is read from a complete stage, and none is skipped, before its files are hashed and held
 against the manifest, which is sealed with a hash of its own: a file that was cut off, changed or
 removed is named and refused. Each process hashes each file once: about a second for 1 to 2 GB, far
-less than it takes to load a model of that size. Only `README.md`, timings and files that a stage
-did not write are left out.
+less than it takes to load a model of that size. Files that a stage did not write are left out.
 """
 
 from __future__ import annotations
@@ -50,6 +49,7 @@ VOLATILE = frozenset(
         JOURNAL,
     }
 )
+BESIDE = VOLATILE - {"manifest.json", "plan.json", JOURNAL}
 
 
 # One component of a path, and no way out of the folder that it stands in.
@@ -184,7 +184,7 @@ def check_stage(stage: Path, path: Path | None = None) -> dict[str, Any]:
     inside = "" if path is None or path == stage else str(path.relative_to(stage))
     outputs = {
         stage / name: expected
-        for name, expected in manifest["outputs"].items()
+        for name, expected in {**manifest["outputs"], **manifest.get("beside", {})}.items()
         if not inside or name == inside or name.startswith(f"{inside}/")
     }
     mend = f"remove {stage} and run its command again: it is made anew"
@@ -369,6 +369,12 @@ class Stage:
             "plan": self.plan,
             "result": fingerprint(outputs),
             "outputs": outputs,
+            # No part of the result, and damaged as easily.
+            "beside": {
+                str(path.relative_to(self.work)): file_hash(path)
+                for path in sorted(self.work.rglob("*"))
+                if path.name in BESIDE and path.is_file()
+            },
             "scratch": list(scratch),
             "counts": counts,
             "seconds": round(time.monotonic() - self._started, 3),

@@ -24,6 +24,7 @@ from data_prep.run_folder import (
 from data_prep.schema import Problem, read_problems
 from eval.contamination import contamination, training_questions
 from eval.figures import SCHEMA
+from eval.fingerprint import result_fingerprint
 from eval.grading import Graded, read_graded
 from eval.styles import decompose
 
@@ -49,6 +50,7 @@ class Results:
         folders: checkpoint → its evaluation's folder.
         contamination: suite → questions that the training data holds; empty without any.
         training: Files that suites were held against; empty where no training data is known.
+        fingerprint: Part of the result → its hash, see `eval.fingerprint`.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Results:
     folders: dict[str, Path] = field(default_factory=dict)
     contamination: dict[str, Any] = field(default_factory=dict)
     training: list[str] = field(default_factory=list)
+    fingerprint: dict[str, str] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the (checkpoint, suite) that were evaluated, suite by suite."""
@@ -135,6 +138,7 @@ def collect(
         config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
         versions=_versions(list(folders.values())),
         folders=folders,
+        fingerprint=result_fingerprint(run),
     )
     results.decomposition = {suite: _decompositions(results, suite) for suite in suites}
     stages = trained or sorted(path.parent.name for path in run.glob("*/steps.jsonl"))

@@ -57,6 +57,7 @@ def report_json(results: Results) -> dict[str, Any]:
         "name": results.name,
         "seed": results.seed,
         "versions": results.versions,
+        "fingerprint": results.fingerprint,
         "reading": reading(results),
         "checkpoints": results.checkpoints,
         "suites": results.suites,
