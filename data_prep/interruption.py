@@ -11,9 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ctrl-C reaches every process of a terminal, and the process that started this one may hand it
-# on: two signals within this time are one wish.
-ONE_WISH_S = 1.0
+# A signal may reach a whole group of processes and be handed on by the one that started this one:
+# one of another kind, or of the same kind within this time, is the same wish.
+ONE_WISH_S = 2.0
 
 
 class Interruption:
@@ -38,7 +38,7 @@ class Interruption:
     def __init__(self, unit: str, speaks: Callable[[], bool] = lambda: True) -> None:
         """Hold nothing back yet."""
         self.unit, self.speaks, self.asked = unit, speaks, False
-        self._at = 0.0
+        self._first: dict[int, float] = {}
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -70,10 +70,10 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.asked and now - self._at > ONE_WISH_S:
+        if now - self._first.setdefault(number, now) > ONE_WISH_S:
             raise KeyboardInterrupt
         if not self.asked:
-            self.asked, self._at = True, now
+            self.asked = True
             words = f"\nstopping when this {self.unit} is complete; once more to stop at once\n"
             if self.speaks():
                 # Not `print`: the handler may run in the middle of another one.

@@ -144,7 +144,8 @@ def _call(words: list[str]) -> int:
     try:
         return process.wait()
     except KeyboardInterrupt:
-        # The terminal has sent Ctrl-C to the stage too; who sent SIGTERM has not.
+        # The terminal has sent Ctrl-C to the stage too, which takes both as one wish; who sent
+        # SIGTERM has not.
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait()

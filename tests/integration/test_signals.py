@@ -1,0 +1,79 @@
+"""Ctrl-C, SIGTERM and a starter that dies, with the processes that a user has."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL_RUN = Path(__file__).parent.parent / "pipeline" / "small_run.py"
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A run whose first training stage takes long, and saves nothing by itself."""
+    spec = importlib.util.spec_from_file_location("small_run", SMALL_RUN)
+    assert spec is not None
+    assert spec.loader is not None
+    small: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(small)
+    text = small.SMALL.replace("steps = 8\nsave_every = 3", "steps = 100000\nsave_every = 100000")
+    assert text != small.SMALL
+    return small.write_small(tmp_path, text=text.replace("validate_every = 4", "", 1))
+
+
+def start(root: Path, config: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.run", "--config", str(config), "--no-forecast"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_for_steps(process: subprocess.Popen[str], records: Path, more_than: int) -> None:
+    while not records.is_file() or records.read_bytes().count(b"\n") <= more_than:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def saved(folder: Path) -> int:
+    """Return the steps of the newest state, and look at the records: no step is lost."""
+    states = sorted((folder / "state").glob("step-*"))
+    note = json.loads((states[-1] / "state.json").read_text("utf-8"))
+    rows = (folder / "steps.jsonl").read_bytes().splitlines()
+    assert note["step"] == len(rows)
+    return note["step"]
+
+
+def test_a_signal_ends_the_step_and_says_how_to_go_on(root, tmp_path, config):
+    folder = tmp_path / "run" / "sft.partial"
+    # As a terminal sends Ctrl-C: to the run and to its stage.
+    process = start(root, config)
+    wait_for_steps(process, folder / "steps.jsonl", 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said[-2000:]
+    assert "Traceback" not in said
+    resolved = tmp_path / "run" / "config.toml"
+    assert f"go on with: python -m pipeline.train --config {resolved} --stage sft" in said
+    assert f"go on with: python -m pipeline.run --config {config} --no-forecast" in said
+    first = saved(folder)
+
+    # The run alone is killed: its stage ends by itself, and nothing is lost.
+    process = start(root, config)
+    wait_for_steps(process, folder / "steps.jsonl", first + 2)
+    process.kill()
+    process.communicate(timeout=120)
+    assert saved(folder) > first
