@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= pipeline/configs/cpu.toml
 PYTEST_ARGS ?=
 
-.PHONY: demo test check setup clean test-slow coverage mutate bench
+.PHONY: demo test check setup clean test-slow test-faults coverage mutate bench
 
 demo: setup
 	$(BIN)/python -m pipeline.run --config $(CONFIG)
@@ -33,6 +33,10 @@ coverage: setup
 mutate: setup
 	$(BIN)/mutmut run
 	$(BIN)/python .ci/mutants.py 85
+
+# Kills, full disks, damaged files: everything that may end a run, many times.
+test-faults: setup
+	$(BIN)/python -m pytest -m "slow or not slow" tests/integration/test_faults.py $(PYTEST_ARGS)
 
 bench: setup
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

@@ -1,18 +1,26 @@
 """A whole embedded run that is killed, or whose disk is full, again and again.
 
-    python tests/integration/fault_run.py kill --out DIR --times 50 --seed 1
-    python tests/integration/fault_run.py fill --out DIR --times 20    # a tmpfs that grows (root)
-    python tests/integration/fault_run.py limit --out DIR --times 20   # a limit on a file's size
+    python tests/integration/fault_run.py --out DIR --seed 1 kill=50 fill=20 damage=0
 
 Everything is imported once; each attempt is a forked child that runs `pipeline.run` with its
-stages in its own process. It is killed by SIGKILL
+stages in its own process. First one runs that nothing disturbs. Then, for each NAME=TIMES:
 
-    before   the n-th call that changes the run folder (an audit hook counts them, from outside)
-    torn     in the middle of the n-th write: half of what it had to write is in the file
-    moment   after a share of a stage's time, wherever that is
+    kill     SIGKILL in every stage in turn: before the n-th call that changes the run folder (an
+             audit hook counts them, from outside), torn, with half of what the n-th call had to
+             write in the file, or at a moment
+    stop     SIGTERM or SIGINT in the midst of each stage: it has to end whole, with status 130
+    fill     a disk that is full, and grows (a tmpfs; root)
+    refuse   a folder that must not be written to (a tmpfs that is mounted read-only; root)
+    limit    a limit on the size of a file, which rises
+    memory   allocations that fail
+    damage   a file of a complete or an interrupted run is cut off, changed or removed; 0 for every
+             kind of file and of damage
+    workers  TIMES worker processes, and no fault at all
 
-in every stage in turn. What is left in the end is compared, byte for byte, with a run that nothing
-disturbed; JSON on the last line of the output says what was found.
+What ends a run for want of room or of memory has to end it with status 2 and a message that names
+a file and says what to do. After each of these the run goes on to its end, and is compared, byte
+for byte, with the one that nothing disturbed. JSON on the last line of the output says what was
+found.
 """
 
 from __future__ import annotations
@@ -23,9 +31,12 @@ import importlib
 import json
 import os
 import random
+import re
+import resource
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -181,7 +192,7 @@ def write_config(folder: Path, out: Path, seed: int = 1) -> Path:
 
 
 class Reaper:
-    """Counts what changes the run folder, and kills this process in the midst of it.
+    """Counts what changes the run folder, and kills (or stops) this process in the midst of it.
 
     Args:
         root: The run folder.
@@ -190,6 +201,7 @@ class Reaper:
     def __init__(self, root: Path) -> None:
         self.root = f"{root}{os.sep}"
         self.seen, self.at, self.is_torn = 0, 0, False
+        self.signal = signal.SIGKILL
         self.victim: tuple[str, int] | None = None
 
     def install(self) -> None:
@@ -197,9 +209,10 @@ class Reaper:
         sys.addaudithook(self._hook)
         os.fsync = self._fsync  # raises no audit event
 
-    def arm(self, at: int, is_torn: bool) -> None:
+    def arm(self, at: int, kind: str) -> None:
         """Strike at the `at`-th change from now, from 1."""
-        self.seen, self.at, self.is_torn = 0, at, is_torn
+        self.seen, self.at, self.is_torn = 0, at, kind == "torn"
+        self.signal = getattr(signal, kind, signal.SIGKILL)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -232,7 +245,8 @@ class Reaper:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.at and self.seen == self.at:
             if not self.is_torn:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.signal)
+                return
             name = path if is_write else ""
             self.victim = (name, os.path.getsize(name) if os.path.isfile(name) else 0)
 
@@ -247,7 +261,7 @@ def run_here(config: Path, reaper: Reaper | None, plan: dict[str, Any], tell: Ca
         module, arguments = words[2], words[3:]
         name = arguments[-1] if "--stage" in arguments else module
         if reaper is not None and name == plan.get("stage"):
-            reaper.arm(plan.get("at", 0), plan.get("kind") == "torn")
+            reaper.arm(plan.get("at", 0), plan["kind"])
         tell(stage=name, seen=0 if reaper is None else reaper.seen)
         loaded = importlib.import_module(module)
         sys.argv = [str(loaded.__file__), *arguments]
@@ -257,7 +271,7 @@ def run_here(config: Path, reaper: Reaper | None, plan: dict[str, Any], tell: Ca
             return int(end.code or 0)
 
     run_module._call = call
-    sys.argv = ["pipeline.run", "--config", str(config)]
+    sys.argv = ["pipeline.run", "--config", str(config), "--no-forecast"]
     try:
         command(run_module.main)
     except SystemExit as end:
@@ -272,6 +286,7 @@ class Attempt:
         log: Takes what it prints.
         plan: Where it is killed: `kind`, `stage`, `at` (a count) or `share` (of `seconds`).
         before: Called in the child, before it begins.
+        at: Called here when the plan's stage begins, while the child waits.
     """
 
     def __init__(
@@ -280,24 +295,31 @@ class Attempt:
         log: Path,
         plan: dict[str, Any] | None = None,
         before: Callable[[], None] | None = None,
+        at: Callable[[], None] | None = None,
     ) -> None:
-        self.plan = plan or {}
+        self.plan, self.at = plan or {}, at
         self.stages: list[dict[str, Any]] = []
         self.log = log
         reading, writing = os.pipe()
+        # What is printed goes through another process, which no limit of the child's holds for.
+        with log.open("wb") as file:
+            self._sink = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+        assert self._sink.stdin is not None
         self.pid = os.fork()
         if not self.pid:
             os.close(reading)
             status = 1
             try:
                 os.setsid()
-                sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(sink, 1)
-                os.dup2(sink, 2)
+                os.dup2(self._sink.stdin.fileno(), 1)
+                os.dup2(self._sink.stdin.fileno(), 2)
+                self._sink.stdin.close()
 
                 def tell(**message: Any) -> None:
                     line = json.dumps(message | {"time": time.monotonic()})
                     os.write(writing, f"{line}\n".encode())
+                    if at is not None and message["stage"] == self.plan["stage"]:
+                        os.kill(os.getpid(), signal.SIGSTOP)
 
                 import tomllib
 
@@ -306,7 +328,8 @@ class Attempt:
                 if before is not None:
                     before()
                 status = run_here(config, reaper, self.plan, tell)
-                tell(stage="", seen=reaper.seen)
+                if not status:
+                    tell(stage="", seen=reaper.seen)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -314,6 +337,7 @@ class Attempt:
                 sys.stderr.flush()
                 os._exit(status)
         os.close(writing)
+        self._sink.stdin.close()
         self._pipe = reading
 
     def finish(self) -> int:
@@ -335,10 +359,16 @@ class Attempt:
             for line in lines:
                 message = json.loads(line)
                 self.stages.append(message)
-                if self.plan.get("kind") == "moment" and message["stage"] == self.plan["stage"]:
+                here = message["stage"] == self.plan.get("stage")
+                if here and self.at is not None:
+                    os.waitpid(self.pid, os.WUNTRACED)
+                    self.at()
+                    os.kill(self.pid, signal.SIGCONT)
+                if here and self.plan["kind"] == "moment":
                     kill_at = time.monotonic() + self.plan["share"] * self.plan["seconds"]
         os.close(self._pipe)
         _, status = os.waitpid(self.pid, 0)
+        self._sink.wait()
         return os.waitstatus_to_exitcode(status)
 
     @property
@@ -361,7 +391,8 @@ def contents(folder: Path) -> dict[str, str]:
         data = path.read_bytes()
         if path.name == "manifest.json":
             manifest = json.loads(data)
-            manifest = {k: v for k, v in manifest.items() if k not in ("seconds", "seal")}
+            changing = ("seconds", "seal", "beside")
+            manifest = {k: v for k, v in manifest.items() if k not in changing}
             data = json.dumps(manifest).encode()
         found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
     return found
@@ -372,17 +403,50 @@ def differences(one: dict[str, str], two: dict[str, str]) -> list[str]:
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
 
+class Disk:
+    """A small file system of its own, in memory; a plain folder where nothing can be mounted.
+
+    Args:
+        place: Where it is mounted.
+
+    Attributes:
+        why_not: Why nothing is mounted; empty where it is.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place.resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        done = self._mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(self.place))
+        self.why_not = done.stderr.strip() if done.returncode else ""
+
+    def change(self, options: str) -> None:
+        """Mount it again with other options."""
+        done = self._mount("-o", f"remount,{options}", str(self.place))
+        if done.returncode:
+            raise SystemExit(f"remount {options}: {done.stderr}")
+
+    def _mount(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+
+    def close(self) -> None:
+        """Take it away."""
+        if not self.why_not:
+            subprocess.run(["umount", str(self.place)], check=True)
+
+
 class Trial:
     """A run that was not disturbed, and what others are compared with.
 
     Args:
-        folder: Everything goes here.
-        seed: Of the run.
-        out: The run folder, where it is not in `folder`.
+        folder: Everything goes here; the run itself to a small disk in it, where there is one.
+        seed: Of the run, and of every choice.
     """
 
-    def __init__(self, folder: Path, seed: int, out: Path | None = None) -> None:
-        self.folder, self.out = folder.resolve(), (out or folder / "run").resolve()
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder.resolve(), seed
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.disk = Disk(self.folder / "disk")
+        self.out, self.whole = self.disk.place / "run", self.folder / "whole"
         self.config = write_config(self.folder, self.out, seed)
         began = time.monotonic()
         attempt = Attempt(self.config, self.folder / "whole.log")
@@ -391,13 +455,22 @@ class Trial:
             raise SystemExit(f"the undisturbed run ended with {status}:\n{attempt.said[-4000:]}")
         self.seconds = time.monotonic() - began
         self.expected = contents(self.out)
-        self.size = sum(p.stat().st_size for p in self.out.rglob("*") if p.is_file())
+        self.sizes = [p.stat().st_size for p in self.out.rglob("*") if p.is_file()]
         self.stages: dict[str, dict[str, float]] = {}
         for this, after in zip(attempt.stages, attempt.stages[1:], strict=False):
             self.stages[this["stage"]] = {
                 "events": after["seen"] - this["seen"],
                 "seconds": after["time"] - this["time"],
             }
+        copy(self.out, self.whole)
+        self.clear()
+
+    def rng(self) -> random.Random:
+        """Return random numbers, the same for each fault whatever came before."""
+        return random.Random(self.seed)
+
+    def clear(self) -> None:
+        """Empty the run folder."""
         for path in self.out.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -405,21 +478,22 @@ class Trial:
         """Start the next attempt."""
         return Attempt(self.config, self.folder / f"attempt-{number:03d}.log", **options)
 
+    def complete(self) -> None:
+        """Let the run go on to its end."""
+        last = self.attempt(999)
+        if status := last.finish():
+            raise SystemExit(f"the last run ended with {status}\n{last.said[-4000:]}")
+
     def result(self, **found: Any) -> dict[str, Any]:
-        """Compare what is left with what was expected."""
+        """Compare what is left with what was expected, and clear up."""
         wrong = differences(self.expected, contents(self.out))
-        return {
-            "files": len(self.expected),
-            "differences": wrong,
-            "undisturbed_s": round(self.seconds, 1),
-            **found,
-        }
+        self.clear()
+        return {"files": len(self.expected), "differences": wrong, **found}
 
 
-def kill(folder: Path, times: int, seed: int) -> dict[str, Any]:
+def kill(trial: Trial, times: int) -> dict[str, Any]:
     """Kill a run `times` times, in every stage in turn, resuming each time."""
-    trial = Trial(folder, seed)
-    rng = random.Random(seed)
+    rng = trial.rng()
     names = list(trial.stages)
     # As many in each stage as there is room for; which stages get one more is drawn.
     extra = set(rng.sample(names, times % len(names)))
@@ -448,34 +522,306 @@ def kill(folder: Path, times: int, seed: int) -> dict[str, Any]:
             strike(name, 1.0 if left == 1 else 1.0 / count)
     while len(kills) < times:
         strike(names[-1], 1.0)
-    last = trial.attempt(999)
-    status = last.finish()
-    if status:
-        raise SystemExit(f"the last run ended with {status}\n{last.said[-4000:]}")
+    trial.complete()
     return trial.result(kills=kills)
+
+
+def stop(trial: Trial, times: int) -> dict[str, Any]:
+    """Send SIGTERM or SIGINT in the midst of each stage: it ends whole, and says how to go on."""
+    rng = trial.rng()
+    ended = []
+    for number, name in enumerate(list(trial.stages)[:times]):
+        plan = {
+            "kind": ("SIGTERM", "SIGINT")[number % 2],
+            "stage": name,
+            # Past the beginning, where nothing is made yet.
+            "at": rng.randint(15, max(15, int(0.6 * trial.stages[name]["events"]))),
+        }
+        attempt = trial.attempt(number, plan=plan)
+        status = attempt.finish()
+        said = attempt.said
+        if status == 0:
+            continue  # it came so late that the stage was complete
+        if status != 130 or "Traceback" in said or "go on with: python " not in said:
+            raise SystemExit(f"{plan}: status {status}\n{said[-4000:]}")
+        here = attempt.where
+        found = {**plan, "in": here, "held": "stopping when this" in said}
+        records = trial.out / f"{here}.partial" / "steps.jsonl"
+        if records.is_file():
+            # No step that was taken is taken again.
+            states = sorted(p.name for p in (records.parent / "state").glob("step-*"))
+            found["steps"] = len(records.read_bytes().splitlines())
+            found["saved"] = int(states[-1].removeprefix("step-")) if states else 0
+        ended.append(found)
+    trial.complete()
+    return trial.result(ended=ended)
+
+
+def workers(trial: Trial, times: int) -> dict[str, Any]:
+    """Run with more workers in all stages that have some; nothing may depend on it."""
+    whole = json.loads((trial.whole / "report" / "report.json").read_text("utf-8"))
+    text = trial.config.read_text(encoding="utf-8")
+    # The mixture's have a test of their own: they are started anew, which takes its time.
+    mixture, data, rest = text.partition("[data]")
+    changed = rest.replace("\nworkers = 1", f"\nworkers = {times}")
+    trial.config.write_text(mixture + data + changed, encoding="utf-8")
+    trial.complete()
+    trial.config.write_text(text, encoding="utf-8")
+    report = json.loads((trial.out / "report" / "report.json").read_text("utf-8"))
+    found = trial.result(fingerprints=[whole["fingerprint"], report["fingerprint"]])
+    # Cards and the page show the configuration.
+    shows = ("README.md", "config.toml", "report.html", "manifest.json")
+    wrong = [name for name in found["differences"] if not name.endswith(shows)]
+    return {**found, "differences": wrong}
+
+
+def damage(trial: Trial, times: int) -> dict[str, Any]:
+    """Cut, change or remove a file of a complete or an interrupted run; nothing may be lost.
+
+    Each kind of file has its turn with each kind of damage; `times` of these, drawn, or all (0).
+    """
+    rng = trial.rng()
+    snapshots = {"complete": trial.whole}
+    for name, known in trial.stages.items():
+        # Late enough that the stage has left something to go on from.
+        plan = {"kind": "before", "stage": name, "at": max(1, int(0.7 * known["events"]))}
+        trial.attempt(900, plan=plan).finish()
+        if any(trial.out.glob("*.partial")):
+            snapshots[name] = trial.folder / f"at-{name}"
+            copy(trial.out, snapshots[name])
+        trial.clear()
+    cases = []
+    for name, snapshot in snapshots.items():
+        kinds: dict[str, list[Path]] = {}
+        for path in sorted(p for p in snapshot.rglob("*") if p.is_file()):
+            within = path.relative_to(snapshot)
+            going = ".partial" in within.parts[0] or within.parts[0] == "samples"
+            if path.suffix != ".lock" and path.stat().st_size and (name == "complete" or going):
+                kinds.setdefault(re.sub(r"[0-9a-f]{16}|\d+", "N", str(within)), []).append(within)
+        for kind, paths in kinds.items():
+            cases += [(name, kind, rng.choice(paths), how) for how in ("cut", "flip", "remove")]
+    chosen = cases if not times else rng.sample(cases, times)
+    found = []
+    for name, kind, within, how in chosen:
+        copy(snapshots[name], trial.out)
+        path = trial.out / within
+        spoil(path, how, rng)
+        attempt = trial.attempt(0)
+        status = attempt.finish()
+        outcome, said = "refused", attempt.said
+        if status:
+            error = message_of(attempt, status)
+            # A shard of a sample log has a second name in the evaluation.
+            if path.name not in error:
+                raise SystemExit(f"{within} {how}: not named:\n{said[-4000:]}")
+            again = re.search(r"what to do: remove (\S+)", said)
+            if again is None:
+                raise SystemExit(f"{within} {how}: nothing to do about it:\n{said[-4000:]}")
+            shutil.rmtree(again.group(1))
+            attempt = trial.attempt(1)
+            status = attempt.finish()
+        else:
+            outcome = "repaired" if within.name in said else "made again"
+        wrong = differences(trial.expected, contents(trial.out))
+        if status or wrong:
+            raise SystemExit(f"{name}: {within} {how}: {status}, {wrong}:\n{attempt.said[-4000:]}")
+        found.append({"run": name, "kind": kind, "how": how, "outcome": outcome})
+        trial.clear()
+    return {"differences": [], "cases": len(cases), "found": found}
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a run folder; files of two names stay one file."""
+    target.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", f"{source}/.", str(target)], check=True)
+
+
+def spoil(path: Path, how: str, rng: random.Random) -> None:
+    """Cut a file off, change one bit of it, or remove it."""
+    size = path.stat().st_size
+    if how == "remove":
+        path.unlink()
+    elif how == "cut":
+        os.truncate(path, rng.randrange(size))
+    else:
+        with path.open("r+b") as file:
+            place = rng.randrange(size)
+            file.seek(place)
+            byte = file.read(1)[0] ^ (1 << rng.randrange(8))
+            file.seek(place)
+            file.write(bytes([byte]))
+
+
+def message_of(attempt: Attempt, status: int, *expected: str) -> str:
+    """Return the error that an attempt ended with; end here where it is no message for a user."""
+    lines = attempt.said.splitlines()
+    error = next((line for line in lines if line.startswith("error: ")), "")
+    said = attempt.said
+    if status != 2 or not error or "Traceback" in said or "what to do:" not in said:
+        raise SystemExit(f"status {status}, no message for a user:\n{said[-4000:]}")
+    for word in expected:
+        if word not in error:
+            raise SystemExit(f"no {word!r} in {error!r}:\n{said[-4000:]}")
+    return error
+
+
+def grow(
+    trial: Trial, times: int, widen: Callable[[int], Callable[[], None] | None], *expected: str
+) -> list[dict[str, str]]:
+    """Let a run end for want of room, give it more, and so on; return where it ended.
+
+    Args:
+        trial: The run.
+        times: How often room is given; then there is enough.
+        widen: Gives room for the n-th time, from 0; returns what the child does first.
+        expected: What each message names.
+    """
+    ended = []
+    for number in range(times):
+        before = widen(number)
+        attempt = trial.attempt(number, before=before)
+        status = attempt.finish()
+        if not status:
+            break
+        error = message_of(attempt, status, *expected)
+        ended.append({"in": attempt.where, "error": error.replace(str(trial.out), "RUN")})
+    widen(-1)
+    trial.complete()
+    return ended
+
+
+def fill(trial: Trial, times: int) -> dict[str, Any]:
+    """Run on a disk that is full again and again, each time at another moment."""
+    # Whole pages are what a tmpfs counts; folders cost nothing.
+    pages = sum(-(-size // 4096) for size in trial.sizes)
+    rng = trial.rng()
+    steps = sorted(rng.randint(2, int(1.1 * pages)) for _ in range(times))
+
+    def widen(number: int) -> None:
+        trial.disk.change("size=64m" if number < 0 else f"size={4 * steps[number]}k")
+
+    ended = grow(trial, times, widen, str(trial.out), "No space left")
+    return trial.result(ended=ended)
+
+
+def limit(trial: Trial, times: int) -> dict[str, Any]:
+    """Run under a limit on the size of a file that rises from time to time."""
+    # Just below the size of some file, so that each has its turn at being cut off; the run's
+    # configuration is the first one that is written.
+    first = (trial.whole / "config.toml").stat().st_size
+    sizes = [first, *sorted(size for size in set(trial.sizes) if size > first)]
+    chosen = [sizes[round(n * (len(sizes) - 1) / max(1, times - 1))] for n in range(times)]
+
+    def widen(number: int) -> Callable[[], None] | None:
+        if number < 0:
+            return None
+        most = max(1, chosen[number] - 1)
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+    return trial.result(ended=grow(trial, times, widen, str(trial.out), "File too large"))
+
+
+def refuse(trial: Trial, times: int) -> dict[str, Any]:
+    """Take away the right to write when some stages begin."""
+    ended = []
+    names = list(trial.stages)
+    for number, name in enumerate(sorted(trial.rng().sample(names, times), key=names.index)):
+        plan = {"kind": "read-only", "stage": name}
+        attempt = trial.attempt(number, plan=plan, at=lambda: trial.disk.change("ro"))
+        status = attempt.finish()
+        trial.disk.change("rw")
+        error = message_of(attempt, status, str(trial.out), "Read-only file system")
+        ended.append({"in": attempt.where, "error": error.replace(str(trial.out), "RUN")})
+    trial.complete()
+    return trial.result(ended=ended)
+
+
+def memory(trial: Trial, times: int) -> dict[str, Any]:
+    """Let allocations fail, as torch and Python say it, in training, sampling and grading."""
+
+    def fails(module: str, owner: str, method: str, call: int, how: Callable[[], Any]) -> Any:
+        def install() -> None:
+            holder: Any = getattr(importlib.import_module(module), owner)
+            original, seen = getattr(holder, method), []
+
+            def failing(*words: Any, **named: Any) -> Any:
+                seen.append(1)
+                if len(seen) == call:
+                    how()
+                return original(*words, **named)
+
+            setattr(holder, method, failing)
+
+        return install
+
+    def by_torch() -> None:
+        import torch
+
+        torch.empty(1 << 60)
+
+    def by_python() -> None:
+        bytearray(1 << 62)
+
+    faults = [
+        fails("pipeline.train", "Trainer", "update", 3, by_torch),
+        fails("pipeline.train", "Trainer", "update", 7, by_python),
+        fails("pipeline.engines.embedded", "EmbeddedEngine", "generate", 2, by_torch),
+        fails("verifiers.pool", "VerifierPool", "verify_many", 2, by_python),
+        fails("pipeline.train", "Trainer", "update", 6, by_torch),
+        fails("pipeline.rollout", "Rollouts", "draw", 3, by_torch),
+        fails("pipeline.engines.embedded", "EmbeddedEngine", "generate", 16, by_python),
+    ][:times]
+    ended = grow(trial, len(faults), lambda n: faults[n] if n >= 0 else None, "out of memory")
+    return trial.result(ended=ended)
+
+
+FAULTS = {
+    "kill": kill,
+    "stop": stop,
+    "fill": fill,
+    "refuse": refuse,
+    "limit": limit,
+    "memory": memory,
+    "damage": damage,
+    "workers": workers,
+}
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("fault", choices=("kill",))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--times", type=int, default=5)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("faults", nargs="+", help=f"NAME=TIMES: {', '.join(FAULTS)}")
     known = parser.parse_args()
     # Before the first fork; nothing here computes, so no thread is lost in the children.
-    for module in ("data_prep.mixture", "data_prep.build", "eval.run", "eval.report"):
-        importlib.import_module(module)
-    for module in ("pipeline.run", "pipeline.train", "pipeline.generate", "pipeline.verify"):
+    for module in (
+        *("data_prep.mixture", "data_prep.build", "eval.run", "eval.report"),
+        *("pipeline.run", "pipeline.train", "pipeline.generate", "pipeline.verify"),
+        "transformers.models.qwen2.modeling_qwen2",
+    ):
         importlib.import_module(module)
     import transformers
 
     for name in ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer"):
         getattr(transformers, name)
-    importlib.import_module("transformers.models.qwen2.modeling_qwen2")
-    began = time.monotonic()
-    found = {"kill": kill}[known.fault](known.out, known.times, known.seed)
-    print(json.dumps({**found, "seconds": round(time.monotonic() - began, 1)}))
+    trial = Trial(known.out, known.seed)
+    found: dict[str, Any] = {"undisturbed_s": round(trial.seconds, 1)}
+    try:
+        for words in known.faults:
+            name, _, times = words.partition("=")
+            if trial.disk.why_not and name in ("fill", "refuse"):
+                found[name] = {"skipped": trial.disk.why_not}
+                continue
+            began = time.monotonic()
+            found[name] = FAULTS[name](trial, int(times))
+            found[name]["seconds"] = round(time.monotonic() - began, 1)
+            print(f"{name}: {found[name]['seconds']} s", file=sys.stderr, flush=True)
+    finally:
+        trial.disk.close()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
