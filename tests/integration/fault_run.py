@@ -590,19 +590,23 @@ def damage(trial: Trial, times: int) -> dict[str, Any]:
             snapshots[name] = trial.folder / f"at-{name}"
             copy(trial.out, snapshots[name])
         trial.clear()
-    cases = []
+    kinds: dict[str, list[tuple[str, Path]]] = {}
     for name, snapshot in snapshots.items():
-        kinds: dict[str, list[Path]] = {}
         for path in sorted(p for p in snapshot.rglob("*") if p.is_file()):
             within = path.relative_to(snapshot)
             going = ".partial" in within.parts[0] or within.parts[0] == "samples"
             if path.suffix != ".lock" and path.stat().st_size and (name == "complete" or going):
-                kinds.setdefault(re.sub(r"[0-9a-f]{16}|\d+", "N", str(within)), []).append(within)
-        for kind, paths in kinds.items():
-            cases += [(name, kind, rng.choice(paths), how) for how in ("cut", "flip", "remove")]
+                kind = re.sub(r"\b(sft|rft|dpo|grpo|ppo)\b", "STAGE", str(within))
+                kind = re.sub(r"[0-9a-f]{16}|\d+", "N", kind)
+                kinds.setdefault(kind, []).append((name, within))
+    cases = [
+        (*rng.choice(places), kind, how)
+        for kind, places in kinds.items()
+        for how in ("cut", "flip", "remove")
+    ]
     chosen = cases if not times else rng.sample(cases, times)
     found = []
-    for name, kind, within, how in chosen:
+    for name, within, kind, how in chosen:
         copy(snapshots[name], trial.out)
         path = trial.out / within
         spoil(path, how, rng)
