@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_prep.chunk import Converter, Task, is_whole
+from data_prep.cluster import Cluster, ClusterConfig
 from data_prep.decontaminate import Index, Question
 from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
@@ -56,7 +58,13 @@ def questions(config: MixtureConfig) -> list[Question]:
     return found
 
 
-def convert_chunks(config: MixtureConfig, seed: int, folder: Path, tasks: Sequence[Task]) -> None:
+def convert_chunks(
+    config: MixtureConfig,
+    seed: int,
+    folder: Path,
+    tasks: Sequence[Task],
+    cluster: ClusterConfig | None = None,
+) -> None:
     """Convert every chunk that is not whole yet.
 
     Args:
@@ -64,6 +72,7 @@ def convert_chunks(config: MixtureConfig, seed: int, folder: Path, tasks: Sequen
         seed: Decides ranks.
         folder: The stage's folder, with the tokenizer.
         tasks: All chunks.
+        cluster: Ray workers that do it; None for processes of this machine.
 
     Raises:
         UserError: A row is bad and its policy is "fail".
@@ -74,6 +83,12 @@ def convert_chunks(config: MixtureConfig, seed: int, folder: Path, tasks: Sequen
         tqdm(total=len(left), desc="convert", unit="chunk", file=sys.stderr) as bar,
         Interruption("chunk") as interruption,
     ):
+        if cluster is not None:
+            with Cluster(cluster, partial(_runner, start)) as workers:
+                for _ in workers.map(left):
+                    bar.update()
+                    interruption.check()
+            return
         if config.workers == 1 or len(left) < 2:
             converter = _converter(*start)
             for task in left:
@@ -97,6 +112,11 @@ def _converter(config: MixtureConfig, seed: int, tokenizer: str) -> Converter:
     formatter = load_formatter(load_tokenizer(tokenizer), config.profile)
     index = Index(questions(config)) if config.suites else None
     return Converter(config, seed, formatter, index)
+
+
+def _runner(start: tuple[MixtureConfig, int, str]) -> Callable[[Task], None]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return _converter(*start).run
 
 
 def _start(config: MixtureConfig, seed: int, tokenizer: str) -> None:

@@ -24,7 +24,9 @@ import numpy as np
 
 from data_prep.candidates import load_candidates, token_offsets
 from data_prep.chunk import Task
+from data_prep.cluster import ClusterConfig
 from data_prep.command_line import run_stage
+from data_prep.config import validate
 from data_prep.converting import convert_chunks
 from data_prep.errors import UserError, command
 from data_prep.formatting import check_tokenizer, profile_named
@@ -44,13 +46,16 @@ from prompts import Profile
 from verifiers.plain import plain
 
 
-def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
+def build_mixture(
+    config: MixtureConfig, run: Path, seed: int, cluster: ClusterConfig | None = None
+) -> Path:
     """Build the mixture stage of a run, go on with it, or skip it when it is complete.
 
     Args:
         config: What to build.
         run: The run folder.
         seed: Decides pools, sampling, what is held out, and the order of sequences.
+        cluster: Ray workers that convert the rows; None for processes of this machine.
 
     Returns:
         The stage's folder, `<run>/mixture`.
@@ -71,7 +76,7 @@ def build_mixture(config: MixtureConfig, run: Path, seed: int) -> Path:
     try:
         tasks = _tasks(config, folder / "chunks")
         prepare_tokenizer(config, profile, folder)
-        convert_chunks(config, seed, folder, tasks)
+        convert_chunks(config, seed, folder, tasks, cluster)
     except UserError:
         if is_new:  # bad input leaves nothing half-written
             shutil.rmtree(folder)
@@ -251,6 +256,12 @@ def _tell(figures: dict[str, Any], timing: dict[str, float], folder: Path) -> No
     print(plain("\n".join(lines)), file=sys.stderr)
 
 
+def cluster_of(table: dict[str, Any]) -> ClusterConfig | None:
+    """Return the [cluster] table of a run's file, None where it has none."""
+    found = table.get("cluster")
+    return None if found is None else validate(ClusterConfig, found, "[cluster]")
+
+
 def main(arguments: list[str]) -> None:
     """Run the stage from the command line."""
     run_stage(
@@ -259,7 +270,7 @@ def main(arguments: list[str]) -> None:
         "python -m data_prep.mixture",
         __doc__ or "",
         arguments,
-        lambda found: build_mixture(found.config, found.run, found.seed),
+        lambda found: build_mixture(found.config, found.run, found.seed, cluster_of(found.table)),
         lambda found: with_tokenizer(found.config, model_path(found.table)),
     )
 

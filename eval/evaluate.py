@@ -24,10 +24,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.cluster import ClusterConfig
 from data_prep.config import fingerprint, validate
 from data_prep.errors import UserError
 from data_prep.files import Journal, file_hash
@@ -44,12 +46,12 @@ from eval.sample_log import link, link_folder, log_folder, log_shards
 from eval.sandbox import SandboxConfig, Session
 from eval.suites import Suite
 from eval.tools import ToolEngine
+from pipeline.cluster import ClusterEngine, pool_of
 from pipeline.config import EvaluateConfig
 from pipeline.engines import Engine, EngineConfig, Group, Prompt, Sampling, create_engine
 from pipeline.generate import generate_shards
 from pipeline.model import load_tokenizer
 from pipeline.samples import read_samples
-from pipeline.verify import open_pool
 from verifiers import VerifierPool
 from verifiers.plain import plain
 
@@ -68,6 +70,7 @@ class Job:
         seed: Of samples and resampling.
         suites: What is measured on.
         out: Folder that `eval-<name>` goes to.
+        cluster: Ray workers that sample and judge; None for this machine's own processes.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Job:
     seed: int
     suites: tuple[Suite, ...]
     out: Path
+    cluster: ClusterConfig | None = None
 
 
 class _LazyEngine:
@@ -95,7 +99,18 @@ class _LazyEngine:
             self._engine = self._create()
         return self._engine.generate(prompts, sampling)
 
+    def spread(self) -> Engine:
+        """Return the engine that shards are asked of: this one, or the cluster's."""
+        if self._job.cluster is None:
+            return self
+        if self._engine is None:
+            self._engine = self._create()
+        return self._engine
+
     def _create(self) -> Engine:
+        if self._job.cluster is not None:
+            alone = replace(self._job, cluster=None)
+            return ClusterEngine(self._job.cluster, partial(_LazyEngine, alone))
         engine = create_engine(self._job.engine, self._job.model)
         config = self._job.config
         if not config.tool_rounds:
@@ -198,7 +213,7 @@ def evaluate(job: Job) -> Path:
             key = fingerprint(plan.grading["checker"])
             if key not in pools:
                 checker = plan.grading["checker"]
-                opened = open_pool(checker, job.config.workers, job.config.time_limit_s)
+                opened = pool_of(checker, job.config.workers, job.config.time_limit_s, job.cluster)
                 pools[key] = cleanup.enter_context(opened)
             samples += _suite(
                 job, name, rows, prompts[name], profile, engine, pools[key], reward, plan, folder,
@@ -360,7 +375,7 @@ def _suite(
     shards = log_folder(job.out, job.name, name, plan.generation)
     graded: dict[str, list[list[Graded]]] = {}
     for label, draw in draws.items():
-        log = generate_shards(engine, prompts, draw, shards, config.shard_size, label)
+        log = generate_shards(engine.spread(), prompts, draw, shards, config.shard_size, label)
         path = folder / files[label]
         if not journal.holds(path):
             rows = grade(problems, log, pool, f"grade {label}", bool(config.tool_rounds))

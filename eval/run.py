@@ -133,7 +133,17 @@ def jobs_of_run(
         print(f"{name}: no checkpoint yet, left out", file=sys.stderr)
     suites = _suites(config, out / "data" / "test.jsonl")
     return [
-        Job(name, out / name / "checkpoint", "", config, engine, run.seed, suites, results or out)
+        Job(
+            name,
+            out / name / "checkpoint",
+            "",
+            config,
+            engine,
+            run.seed,
+            suites,
+            results or out,
+            run.cluster,
+        )
         for name in chosen
         if name not in missing
     ]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data_prep.build import DataConfig
+from data_prep.cluster import ClusterConfig
 from data_prep.config import Config, plugin_config, read_toml, validate
 from data_prep.errors import UserError, nearest
 from data_prep.mixture_config import MixtureConfig
@@ -261,6 +262,8 @@ class RunConfig(Config):
             problems.
         mixture: Supervised rows of many sources, in place of those of `data`. One of the two is
             needed.
+        cluster: Ray workers that sample, judge, evaluate and convert the mixture's rows; this
+            machine's own processes do where it is left out.
     """
 
     name: str
@@ -275,6 +278,7 @@ class RunConfig(Config):
     generate: GenerateConfig | None = None
     verify: VerifyConfig = VerifyConfig()
     evaluate: EvaluateConfig | None = None
+    cluster: ClusterConfig | None = None
 
     @property
     def profile(self) -> str:

@@ -23,8 +23,9 @@ from data_prep.interruption import Interruption
 from data_prep.jsonl import read_json, write_rows
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem, read_problems
+from pipeline.cluster import ClusterEngine, engine_of
 from pipeline.config import GenerateConfig, RunConfig, load_run
-from pipeline.engines import Engine, Prompt, Sampling, create_engine, require_tokens
+from pipeline.engines import Engine, Group, Prompt, Sampling, require_tokens
 from pipeline.samples import Sample, read_samples, samples_of
 
 
@@ -75,19 +76,28 @@ def generate_shards(
         tqdm(total=len(prompts) * sampling.n, desc=label, unit="sample", leave=True) as bar,
         Interruption("shard") as interruption,
     ):
-        for start, path in zip(starts, paths, strict=True):
-            part = prompts[start : start + shard_size]
-            if not journal.holds(path):
-                groups = engine.generate(part, sampling)
-                write_rows(
-                    path,
-                    (s.to_row() for s in samples_of(groups, sampling.n, engine.policy_version)),
-                    journal,
-                )
-            bar.update(len(part) * sampling.n)
+        parts = {p: prompts[s : s + shard_size] for s, p in zip(starts, paths, strict=True)}
+        missing = [path for path in paths if not journal.holds(path)]
+        bar.update(sum(len(parts[p]) for p in parts.keys() - set(missing)) * sampling.n)
+        for number, groups in drawn(engine, [parts[path] for path in missing], sampling):
+            write_rows(
+                missing[number],
+                (s.to_row() for s in samples_of(groups, sampling.n, engine.policy_version)),
+                journal,
+            )
+            bar.update(len(groups) * sampling.n)
             interruption.check()
     for path in paths:
         yield from read_samples(path)
+
+
+def drawn(
+    engine: Engine, parts: list[list[Prompt]], sampling: Sampling
+) -> Iterator[tuple[int, list[Group]]]:
+    """Yield (number of the part, its groups): one after the other, or as workers complete them."""
+    if isinstance(engine, ClusterEngine):
+        return engine.drawn(parts, sampling)
+    return ((number, engine.generate(part, sampling)) for number, part in enumerate(parts))
 
 
 def generate(run: RunConfig, config: GenerateConfig) -> Path:
@@ -126,7 +136,7 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     prompts = render_prompts(problems, tokenizer, profile_of(model, run.profile))
     work = stage.begin()
     sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
-    engine = create_engine(run.engine, model)
+    engine = engine_of(run.engine, model, run.cluster)
     try:
         samples = list(
             generate_shards(engine, prompts, sampling, work, config.shard_size, "samples")

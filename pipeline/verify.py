@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,24 @@ def samples_in(folder: Path) -> Iterable[Path]:
     return sorted(folder.glob("samples-*.jsonl"))
 
 
+BAR: dict[str, Any] = {"desc": "verify", "unit": "shard"}
+
+
+def shares(
+    pool: VerifierPool, parts: Iterable[list[tuple[str, str]]]
+) -> Iterator[tuple[int, list[Verdict]]]:
+    """Yield (number of the part, its verdicts): in turn, or as a cluster's workers are done."""
+    from pipeline.cluster import ClusterPool
+
+    if isinstance(pool, ClusterPool):
+        return pool.judged(parts)
+    return ((number, pool.verify_many(part)) for number, part in enumerate(parts))
+
+
 def verify(run: RunConfig, config: VerifyConfig) -> Path:
     """Run the stage; return its folder."""
+    from pipeline.cluster import pool_of
+
     out = Path(run.out)
     source = out / "generate"
     settings = config.model_dump(mode="json", exclude={"workers"})
@@ -71,28 +87,32 @@ def verify(run: RunConfig, config: VerifyConfig) -> Path:
     golds = {row["problem_id"]: row["gold"] for _, row in read_rows(source / "prompts.jsonl")}
     work = stage.begin()
     outcomes: Counter[str] = Counter()
-    verdict_files: list[Path] = []
     journal = Journal(work)
     with (
-        open_pool(config.checker, config.workers, config.time_limit_s) as pool,
+        pool_of(config.checker, config.workers, config.time_limit_s, run.cluster) as pool,
         Interruption("shard") as interruption,
     ):
-        for shard in tqdm(list(samples_in(source)), desc="verify", unit="shard"):
-            target = work / shard.name.replace("samples", "verdicts")
-            verdict_files.append(target)
-            if journal.holds(target):
-                continue
-            samples = list(read_samples(shard))
-            verdicts = pool.verify_many([(golds[s.problem_id], s.text) for s in samples])
-            write_rows(
-                target,
-                (
-                    {"problem_id": s.problem_id, "sample_index": s.sample_index, **judged(v)}
-                    for s, v in zip(samples, verdicts, strict=True)
-                ),
-                journal,
-            )
-            interruption.check()
+        shards = list(samples_in(source))
+        verdict_files = [work / s.name.replace("samples", "verdicts") for s in shards]
+        left = [
+            (shard, target)
+            for shard, target in zip(shards, verdict_files, strict=True)
+            if not journal.holds(target)
+        ]
+        asked = ([(golds[s.problem_id], s.text) for s in read_samples(shard)] for shard, _ in left)
+        with tqdm(total=len(shards), initial=len(shards) - len(left), **BAR) as bar:
+            for number, verdicts in shares(pool, asked):
+                shard, target = left[number]
+                write_rows(
+                    target,
+                    (
+                        {"problem_id": s.problem_id, "sample_index": s.sample_index, **judged(v)}
+                        for s, v in zip(read_samples(shard), verdicts, strict=True)
+                    ),
+                    journal,
+                )
+                bar.update()
+                interruption.check()
     for path in verdict_files:
         outcomes.update(row["outcome"] for _, row in read_rows(path))
     return stage.complete(samples=sum(outcomes.values()), outcomes=dict(sorted(outcomes.items())))

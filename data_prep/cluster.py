@@ -1,0 +1,210 @@
+"""Work in pieces on the workers of a Ray cluster: many machines, or processes of this one.
+
+    [cluster]
+    workers = 64          # in all
+    gpus = 1.0            # of each
+    address = "auto"      # a cluster that is running; empty starts Ray on this machine
+
+A piece's result depends on the piece alone, so neither the number of workers nor who does what
+shows in the files: the process that asks writes them, piece by piece, and a killed run goes on
+with the pieces that are missing. A worker that dies is replaced and its piece is done again by
+another, a few times; a piece that kills every worker ends the run with its number.
+
+Other machines join with `ray start --address HEAD:6379`, in a checkout of the same commit with
+PYTHONPATH set to it, and see the run folder under the same path (a shared file system).
+
+Ray is an optional extra: pip install -e '.[ray]'.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from pydantic import Field
+
+from data_prep.config import Config
+from data_prep.errors import UserError
+
+Task = TypeVar("Task")
+Found = TypeVar("Found")
+
+# Pieces that wait at a worker, so that it never waits for the next one.
+AHEAD = 2
+# Times that a piece is given to another worker after one died with it.
+RETRIES = 3
+# Clusters of this process that are open; they share one connection.
+_open: set[int] = set()
+
+
+class ClusterConfig(Config):
+    """Ray workers for sampling, judging, evaluation and the mixture.
+
+    Attributes:
+        workers: How many, in all.
+        cpus: Cores of each.
+        gpus: GPUs of each; a share lets several have one.
+        address: Of a cluster that is running ("auto" for the one this machine belongs to); empty
+            starts Ray on this machine and ends it with the stage.
+    """
+
+    workers: int = Field(default=2, ge=1)
+    cpus: float = Field(default=1.0, gt=0.0)
+    gpus: float = Field(default=0.0, ge=0.0)
+    address: str = ""
+
+
+class Cluster(Generic[Task, Found]):
+    """Workers that hold what a piece needs, such as a model, from piece to piece.
+
+        with Cluster(config, make) as cluster:
+            for index, found in cluster.map(tasks):
+                …
+
+    Args:
+        config: How many workers, and where.
+        make: Called in each worker before its first piece; returns what is called with each.
+        reserves: Whether its workers take cores and GPUs of the cluster for themselves; judges
+            work beside those that sample.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        make: Callable[[], Callable[[Task], Found]],
+        reserves: bool = True,
+    ) -> None:
+        """Start or reach Ray; workers start with the first piece."""
+        self.config, self.make, self.reserves = config, make, reserves
+        self._ray = _import()
+        self._workers: list[Any] = []
+
+    def __enter__(self) -> Cluster[Task, Found]:
+        """Connect."""
+        if not _open:
+            root = str(Path(__file__).resolve().parents[1])
+            # Workers on this machine begin with this process's environment.
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                filter(None, [root, os.environ.get("PYTHONPATH", "")])
+            )
+            here: dict[str, Any] = {"address": self.config.address}
+            if not self.config.address:
+                cores = self.config.workers * self.config.cpus
+                here = {"num_cpus": max(1, round(cores + 0.49)), "include_dashboard": False}
+            try:
+                self._ray.init(log_to_driver=False, logging_level="error", **here)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    "[cluster], key 'address'",
+                    f"{self.config.address!r}: {error}",
+                    "a Ray cluster that is running, or nothing for one on this machine",
+                    "ray start --head on one machine, ray start --address … on the others",
+                ) from None
+        _open.add(id(self))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the workers."""
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, and leave Ray when nobody here uses it any more."""
+        for worker in self._workers:
+            self._ray.kill(worker)
+        self._workers.clear()
+        if id(self) in _open:
+            _open.remove(id(self))
+            if not _open:
+                self._ray.shutdown()
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Found]]:
+        """Yield (number of the piece, what was found), as they are done.
+
+        Args:
+            tasks: The pieces.
+
+        Raises:
+            UserError: A piece was bad input, or killed every worker that it was given to.
+        """
+        ray = self._ray
+        if not self._workers:
+            remote = ray.remote(
+                num_cpus=self.config.cpus if self.reserves else 0,
+                num_gpus=self.config.gpus if self.reserves else 0,
+                scheduling_strategy="SPREAD",
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )(_Worker)
+            self._workers = [remote.remote(self.make) for _ in range(self.config.workers)]
+        waiting = deque(enumerate(tasks))
+        running: dict[Any, tuple[int, Any]] = {}
+        idle = deque(self._workers * AHEAD)
+        while waiting or running:
+            while waiting and idle:
+                worker = idle.popleft()
+                index, task = waiting.popleft()
+                running[worker.run.remote(task)] = (index, worker)
+            (done, *_), _ = ray.wait(list(running))
+            index, worker = running.pop(done)
+            idle.append(worker)
+            yield index, self._result(done, index)
+
+    def _result(self, done: Any, index: int) -> Found:
+        exceptions = self._ray.exceptions
+        try:
+            return self._ray.get(done)
+        except exceptions.RayActorError as error:
+            raise UserError(
+                "[cluster]",
+                f"piece {index} ended {RETRIES + 1} workers: {error}",
+                "workers that live",
+                "look at the memory of the machines; a larger `cpus` or `gpus` gives each worker "
+                "more of one",
+            ) from None
+        except exceptions.RayTaskError as error:
+            raise getattr(error, "cause", None) or error from None
+
+
+class _Worker:
+    """One of them."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._make, self._function = make, None
+
+    def run(self, task: Any) -> Any:
+        """Return what is found for a piece."""
+        if self._function is None:
+            self._function = self._make()
+        return self._function(task)
+
+
+def _import() -> Any:
+    """Return Ray.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            "[cluster]",
+            f"ray cannot be imported: {error}",
+            "the package ray",
+            f"{sys.executable} -m pip install -e '.[ray]', or remove the table",
+        ) from None

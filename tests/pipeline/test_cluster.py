@@ -1,0 +1,152 @@
+"""A Ray cluster on this machine makes the same bytes, also when a worker is killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.build import build
+from data_prep.cluster import Cluster, ClusterConfig
+from data_prep.errors import UserError
+from data_prep.run_folder import VOLATILE
+from pipeline.config import load_run
+from pipeline.generate import generate
+from pipeline.verify import verify
+
+from .small_run import SMALL, write_small
+
+TWO = "\n[cluster]\nworkers = 2\n"
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install -e '.[ray]')"
+)
+
+
+@pytest.fixture(autouse=True)
+def _ray_leaves_sockets_open(recwarn):
+    """What Ray itself leaves open is no warning of ours."""
+
+
+def write_run(folder: Path, checkpoint: Path, count: int, cluster: str) -> Path:
+    """A run that samples `count` problems from a model folder, and evaluates as many."""
+    text = SMALL.replace("train = 60\n", f"train = {count}\n").replace(
+        "test = 6\n", f"test = {count}\n"
+    )
+    text = text.replace("limit = 10\n", f'limit = 0\nmodel = "{checkpoint}"\n')
+    text = text.replace(
+        "group_size = 3\nshard_size = 4", f"group_size = 1\nshard_size = {count // 20}"
+    )
+    text = text.replace("n = 2\nk = [1, 2]", "n = 1\nk = [1]")
+    text = text.replace("shard_size = 4\nbootstrap", f"shard_size = {count // 10}\nbootstrap")
+    return write_small(folder, text=text + cluster)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in VOLATILE
+    }
+
+
+def kill_a_worker(when: Path, killed: list[int]) -> None:
+    """Kill one of Ray's workers of ours as soon as a file is there."""
+    for _ in range(6000):
+        if when.is_file():
+            break
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if "_Worker" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(process.pid)
+            return
+
+
+def evaluation(run, checkpoint: Path, out: Path) -> Path:
+    from eval.evaluate import Job, evaluate
+    from eval.run import _suites
+
+    suites = _suites(run.evaluate, Path(run.out) / "data" / "test.jsonl")
+    return evaluate(
+        Job("tiny", checkpoint, "", run.evaluate, run.engine, run.seed, suites, out, run.cluster)
+    )
+
+
+def sampled(run) -> list[dict[str, bytes]]:
+    """Build, generate and verify; return the files."""
+    build(run.data, Path(run.out), run.seed)
+    return [files_of(generate(run, run.generate)), files_of(verify(run, run.verify))]
+
+
+def check(checkpoint: Path, tmp_path: Path, count: int, evaluates: bool) -> None:
+    found = []
+    killed: list[int] = []
+    for name, cluster in (("one", ""), ("ray", TWO)):
+        run = load_run(write_run(tmp_path / name, checkpoint, count, cluster))
+        if cluster:
+            first = Path(run.out) / "generate.partial" / "samples-00000.jsonl"
+            thread = threading.Thread(target=kill_a_worker, args=(first, killed))
+            thread.start()
+        files = sampled(run)
+        if evaluates:
+            files.append(files_of(evaluation(run, checkpoint, Path(run.out))))
+        found.append(files)
+    thread.join()
+    assert killed
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert sum(len(v.splitlines()) for k, v in found[1][0].items() if "samples" in k) == count
+
+
+@with_ray
+@pytest.mark.slow
+def test_two_thousand_prompts_are_the_same_bytes_with_a_worker_killed(checkpoint, tmp_path):
+    """Generation, verification and evaluation."""
+    check(checkpoint, tmp_path, 2000, evaluates=True)
+
+
+def square_or_refuse(task: int) -> int:
+    if task < 0:
+        raise UserError("piece", f"{task} is negative", "a number from 0", "mend it")
+    return task * task
+
+
+def squares():
+    return square_or_refuse
+
+
+def dies_once(mark: Path):
+    def run(task: int) -> int:
+        if task == 3 and not mark.is_file():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task * task
+
+    return run
+
+
+@with_ray
+def test_pieces_come_back_whole_and_bad_input_is_itself(tmp_path):
+    with Cluster(ClusterConfig(workers=2), squares) as cluster:
+        assert dict(cluster.map(range(20))) == {i: i * i for i in range(20)}
+        with pytest.raises(UserError, match="-1 is negative"):
+            dict(cluster.map([1, -1]))
+        mark = tmp_path / "died"
+        with Cluster(ClusterConfig(workers=2), partial(dies_once, mark), False) as other:
+            assert dict(other.map(range(8))) == {i: i * i for i in range(8)}
+        assert mark.is_file()
+
+
+def test_a_missing_ray_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[ray\]'"):
+        Cluster(ClusterConfig(), squares)
