@@ -46,7 +46,7 @@ from eval.sample_log import link, link_folder, log_folder, log_shards
 from eval.sandbox import SandboxConfig, Session
 from eval.suites import Suite
 from eval.tools import ToolEngine
-from pipeline.cluster import ClusterEngine, pool_of
+from pipeline.cluster import ClusterEngine, pool_of, spreads
 from pipeline.config import EvaluateConfig
 from pipeline.engines import Engine, EngineConfig, Group, Prompt, Sampling, create_engine
 from pipeline.generate import generate_shards
@@ -101,16 +101,16 @@ class _LazyEngine:
 
     def spread(self) -> Engine:
         """Return the engine that shards are asked of: this one, or the cluster's."""
-        if self._job.cluster is None:
+        if not spreads(self._job.engine, self._job.cluster):
             return self
         if self._engine is None:
             self._engine = self._create()
         return self._engine
 
     def _create(self) -> Engine:
-        if self._job.cluster is not None:
-            alone = replace(self._job, cluster=None)
-            return ClusterEngine(self._job.cluster, partial(_LazyEngine, alone))
+        cluster = self._job.cluster
+        if cluster is not None and spreads(self._job.engine, cluster):
+            return ClusterEngine(cluster, partial(_LazyEngine, replace(self._job, cluster=None)))
         engine = create_engine(self._job.engine, self._job.model)
         config = self._job.config
         if not config.tool_rounds:

@@ -87,10 +87,19 @@ def _judge(
 
 
 def engine_of(config: Any, model: str | Path, cluster: ClusterConfig | None) -> Engine:
-    """Return an engine with the weights of a model folder: here, or on a cluster's workers."""
-    if cluster is None:
+    """Return an engine with the weights of a model folder: here, or on a cluster's workers.
+
+    Servers sample for whoever asks, so a cluster's workers do not stand between.
+    """
+    if not spreads(config, cluster):
         return create_engine(config, model)
+    assert cluster is not None  # noqa: S101 - it spreads
     return ClusterEngine(cluster, partial(create_engine, config, model))
+
+
+def spreads(config: Any, cluster: ClusterConfig | None) -> bool:
+    """Return whether an engine runs on a cluster's workers."""
+    return cluster is not None and getattr(config, "among", "each") != "leader"
 
 
 def pool_of(

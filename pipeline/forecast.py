@@ -16,6 +16,10 @@ numbers stand in `pipeline.shape`):
     keys and values   rows · positions · cache · b, and half of it again while they grow
     program       Python with its libraries, and the processes that judge
 
+Where several processes train, the numbers are those of one GPU, or of a machine's processes
+together on CPUs; what they split (`parallel = "fsdp2"`) counts by its part, and the embeddings and
+two layers once more, whole. Time is shared among them.
+
 vLLM takes its share of a GPU, or on a CPU its key-value cache, whatever it is asked to do. Time is
 the work (6 operations a parameter and trained token, 2 a sampled one) at a share of the rate that
 this machine's matrix products reach, measured on the model's own shapes just before. The shares
@@ -42,6 +46,7 @@ from pipeline.machine import Machine, product_rate, this_machine
 from pipeline.methods import Method, create_method
 from pipeline.model import torch_dtype
 from pipeline.plan import models_of
+from pipeline.ranks import planned
 from pipeline.shape import Shape, shape_of_config, shape_of_model
 
 MIB, GIB = 2**20, 2**30
@@ -52,6 +57,8 @@ CUDA_CONTEXT = 600 * MIB
 # Shares of the rate of matrix products, and rates of other work, as the demo reaches them.
 TRAINING_SHARE, SAMPLING_SHARE = 0.5, 0.15
 VERDICTS_PER_S, ROWS_PER_S, START_S = 3000.0, 5000.0, 6.0
+# What processes that split the model hold a part of (`pipeline.ranks`).
+SPLIT = {"weights", "gradients", "optimizer", "reference", "critic", "policy that samples"}
 # A row of a sample log: what it always has, and each token's id, log-prob and text.
 SAMPLE_BYTES, TOKEN_BYTES, VERDICT_BYTES, COEFFICIENT_BYTES = 200, 30, 250, 14
 # Supervised rows on disk: id and mask of a token.
@@ -342,7 +349,18 @@ class _Book:
         )
         passes += 2.0 * judges + 2.0 * config.gradient_checkpointing
         tokens = round(work.steps * work.tokens)
-        operations = passes * shape.products * tokens
+        kind, ranks, here = planned(config.parallel)
+        if ranks > 1 and kind == "fsdp2":
+            for part in SPLIT & memory.keys():
+                memory[part] //= ranks
+            # The embeddings, and a layer at work beside the one that is fetched.
+            embeddings = shape.vocabulary * shape.width * (2 - shape.tied)
+            layers = (parameters - embeddings) * min(2, shape.layers) // shape.layers
+            memory["gathered"] = (embeddings + layers) * b
+            keys["gathered"] = "take a smaller model (model.path)"
+        if ranks > 1 and not self.on_gpu:
+            memory = {part: size * here for part, size in memory.items()}
+        operations = passes * shape.products * tokens / ranks
         decoding = 2.0 * shape.products * sampled * work.completion
         return Forecast(
             config.name,
@@ -352,9 +370,9 @@ class _Book:
             scratch=(config.keep_states + 1) * 3 * trained * b,
             tokens=tokens,
             # Sampled tokens as if they were trained ones, so that one share serves both.
-            operations=operations + decoding * TRAINING_SHARE / SAMPLING_SHARE,
+            operations=operations + decoding / ranks * TRAINING_SHARE / SAMPLING_SHARE,
             share=TRAINING_SHARE,
-            other_s=START_S + sampled / (VERDICTS_PER_S * run.verify.workers),
+            other_s=START_S + sampled / (VERDICTS_PER_S * run.verify.workers * ranks),
             keys=keys,
         )
 

@@ -426,6 +426,20 @@ def meet() -> bool:
     return dist.get_rank() == 0
 
 
+def planned(parallel: Parallel) -> tuple[Literal["ddp", "fsdp2"], int, int]:
+    """Return what the processes of the launcher will do, how many they are, and how many here.
+
+    Args:
+        parallel: The stage's key.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(count)))
+    if parallel != "auto":
+        return parallel, count, here
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+    return ("fsdp2" if asked else "ddp"), count, here
+
+
 def open_ranks(parallel: Parallel, device: torch.device, where: str = "parallel") -> Ranks:
     """Return the processes that train a stage together; this one alone without a launcher.
 
@@ -460,11 +474,7 @@ def open_ranks(parallel: Parallel, device: torch.device, where: str = "parallel"
             )
         torch.cuda.set_device(local)
         device = torch.device("cuda", local)
-    kind = parallel
-    if kind == "auto":
-        asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
-        kind = "fsdp2" if asked else "ddp"
-    return Ranks(dist.get_rank(), count, kind, device)
+    return Ranks(dist.get_rank(), count, planned(parallel)[0], device)
 
 
 def _is_first_to_fail(store: Any, index: int) -> bool:

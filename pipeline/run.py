@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,12 +88,14 @@ def resolve(path: str | Path, changes: dict[str, Any]) -> RunConfig:
     return validate(RunConfig, {**run.model_dump(), **given}, "command line")
 
 
-def run_all(run: RunConfig, *, forecasts: bool = True) -> None:
+def run_all(run: RunConfig, *, forecasts: bool = True, launch: str = "") -> None:
     """Run the stages as processes of their own.
 
     Args:
         run: What to run.
         forecasts: Whether training stages say what they will take, and may refuse it.
+        launch: Words that start a training stage in several processes, such as "torchrun
+            --nproc-per-node 8"; empty starts one.
 
     Raises:
         SystemExit: With a stage's status, when it fails.
@@ -109,12 +112,15 @@ def run_all(run: RunConfig, *, forecasts: bool = True) -> None:
         arguments = [words[0], *where, *words[1:]]
         if not forecasts and words[0] == "pipeline.train":
             arguments.append("--no-forecast")
+        trains = words[0] == "pipeline.train"
+        start = shlex.split(launch) if launch and trains else [sys.executable]
+        shown = " ".join(start) if launch and trains else "python"
         print(
-            f"[{number}/{len(order)}] {name}: python -m {' '.join(arguments)}",
+            f"[{number}/{len(order)}] {name}: {shown} -m {' '.join(arguments)}",
             file=sys.stderr,
             flush=True,
         )
-        status = _call([sys.executable, "-m", *arguments])
+        status = _call([*start, "-m", *arguments])
         if status:
             print(
                 f"stage {name!r} {_ended(status)} after {time.monotonic() - began:.0f} s; "
@@ -166,6 +172,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", help="replaces the configuration's run folder")
     parser.add_argument("--name", help="replaces the configuration's name")
     parser.add_argument(
+        "--launch",
+        default="",
+        help='what starts training stages in several processes: "torchrun --nproc-per-node 8"',
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved TOML and the forecast, and stop"
     )
     parser.add_argument(
@@ -180,7 +191,7 @@ def main(arguments: list[str]) -> None:
     if not known.no_forecast:
         announce(run)
     if not known.dry_run:
-        run_all(run, forecasts=not known.no_forecast)
+        run_all(run, forecasts=not known.no_forecast, launch=known.launch)
 
 
 if __name__ == "__main__":
