@@ -188,8 +188,7 @@ def check_samples(folder: Path) -> dict[str, int]:
         found["prompt_errors"] += errors
         found["doubled"] += sum(count - 1 for count in drawn.values())
         found["lost"] += (BATCH - errors) * GROUP - len(drawn)
-        for row in rows:
-            found[f"verdict_{row['outcome']}"] += "error" not in row
+        found.update(f"verdict_{row['outcome']}" for row in rows if "error" not in row)
     return dict(found)
 
 
