@@ -1,0 +1,292 @@
+"""What a stage will take: the arithmetic, what is refused, and the forecast beside real peaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from data_prep.config import dump_toml
+from data_prep.errors import UserError
+from pipeline.config import load_run
+from pipeline.forecast import (
+    GIB,
+    Forecast,
+    count_text,
+    forecast,
+    refuse_what_cannot_fit,
+    size_text,
+    table,
+    time_text,
+)
+from pipeline.lengths import lengths_of
+from pipeline.machine import Machine, this_machine
+from pipeline.run import main, resolve
+from pipeline.shape import shape_of_model
+
+from .small_run import write_small
+
+# Forecast over measured peak, and under it.
+FACTOR = 1.6
+
+DECODERS = {
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen2 untied": {"model_type": "qwen2", "tie_word_embeddings": False},
+    "qwen3": {"model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": True},
+    "llama": {"model_type": "llama", "tie_word_embeddings": False},
+    "mistral": {"model_type": "mistral", "tie_word_embeddings": False},
+    "mixture of experts": {
+        "model_type": "qwen3_moe",
+        "head_dim": 24,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "tie_word_embeddings": False,
+    },
+}
+NUMBERS = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_parameters_are_counted_from_the_configuration_alone(name, tmp_path):
+    table = NUMBERS | DECODERS[name]
+    (tmp_path / "config.json").write_text(json.dumps(table))
+    shape = shape_of_model(str(tmp_path))
+    rest = {key: value for key, value in table.items() if key != "model_type"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(str(table["model_type"]), **rest)
+        )
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    # A router of the experts is what the formula leaves out.
+    routers = sum(p.numel() for n, p in model.named_parameters() if n.endswith("mlp.gate.weight"))
+    assert shape.parameters == counted - routers
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+def test_what_autograd_keeps_is_as_the_formula_says(architecture, tmp_path):
+    """The slope over layers: what one more layer keeps of one token."""
+    table = NUMBERS | DECODERS[architecture]
+    rest = {key: value for key, value in table.items() if key != "model_type"}
+    tokens, kept = 96, {}
+    for layers in (2, 4):
+        rest["num_hidden_layers"] = layers
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **rest))
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        held: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor, own=own, held=held):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                held[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.base_model(input_ids=torch.zeros((2, tokens // 2), dtype=torch.long))
+        kept[layers] = sum(storage.nbytes() for storage in held.values()) / 4 / tokens
+    (tmp_path / "config.json").write_text(json.dumps(table))
+    formula = shape_of_model(str(tmp_path)).kept
+    assert formula == pytest.approx((kept[4] - kept[2]) / 2, rel=0.15)
+
+
+def test_a_broken_configuration_of_a_model_is_named(tmp_path):
+    for text, part in (
+        ("{", "not JSON"),
+        ("[]", "JSON list"),
+        ('{"hidden_size": "wide"}', "hidden_size"),
+        (json.dumps(NUMBERS | {"num_hidden_layers": 0}), "num_hidden_layers"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=part):
+            shape_of_model(str(tmp_path))
+    assert shape_of_model("no-such-owner/no-such-model") is None
+
+
+def test_every_stage_has_a_line_and_the_parts_add_up(tmp_path):
+    run = load_run(write_small(tmp_path))
+    found = forecast(run)
+    assert [stage.stage for stage in found] == [
+        "data", "sft", "generate", "verify", "rft", "dpo", "grpo", "evaluate",
+    ]  # fmt: skip
+    for stage in found:
+        assert stage.peak == sum(stage.memory.values()) > 0
+        assert stage.disk > 0
+        assert stage.seconds(1e9) > stage.seconds(1e12) or not stage.operations
+    by_name = {stage.stage: stage for stage in found}
+    assert "reference" in by_name["dpo"].memory
+    assert "reference" not in by_name["rft"].memory
+    assert "keys and values" in by_name["grpo"].memory
+    assert "keys and values" not in by_name["sft"].memory
+    text = table(found, 1e11, lengths_of(run))
+    assert all(stage.stage in text for stage in found)
+    assert "estimated from the first rows" in text
+
+
+def changed(run, stage: str, **keys):
+    """Return the run with keys of a training stage changed."""
+    stages = tuple(s.model_copy(update=keys) if s.name == stage else s for s in run.train)
+    return run.model_copy(update={"train": stages})
+
+
+def part_of(run, stage: str, part: str) -> int:
+    return forecast(run, [stage])[0].memory.get(part, 0)
+
+
+def test_keys_move_the_parts_that_they_are_said_to_move(tmp_path):
+    run = load_run(write_small(tmp_path))
+    lora = run.train[0].lora.model_copy(update={"rank": 2})
+    assert part_of(changed(run, "sft", lora=lora), "sft", "optimizer") < part_of(
+        run, "sft", "optimizer"
+    )
+    assert part_of(changed(run, "dpo", lora=lora), "dpo", "reference") == 0
+    few = changed(run, "sft", micro_tokens=64)
+    assert part_of(few, "sft", "activations") < part_of(run, "sft", "activations")
+    spared = changed(run, "sft", gradient_checkpointing=True)
+    assert part_of(spared, "sft", "activations") < part_of(run, "sft", "activations")
+    wide = run.model_copy(update={"model": run.model.model_copy(update={"width": 64})})
+    assert part_of(wide, "sft", "weights") > part_of(run, "sft", "weights")
+    doubled = run.model_copy(update={"model": run.model.model_copy(update={"dtype": "float64"})})
+    assert part_of(doubled, "sft", "weights") == 2 * part_of(run, "sft", "weights")
+    slots = run.engine.model_copy(update={"slots": 4})
+    fewer = run.model_copy(update={"engine": slots})
+    assert part_of(fewer, "grpo", "keys and values") < part_of(run, "grpo", "keys and values")
+
+
+def test_what_cannot_fit_is_refused_with_the_key_that_would_help(tmp_path):
+    run = load_run(write_small(tmp_path))
+    one = Forecast(
+        "grpo",
+        memory={"program": GIB, "activations": 8 * GIB},
+        kept={"checkpoint": 3 * GIB},
+        scratch=GIB,
+        keys={"activations": "lower micro_tokens of stage 'grpo'", "checkpoint": "train less"},
+    )
+    roomy = Machine(memory=16 * GIB, available=12 * GIB, disk=100 * GIB)
+    assert refuse_what_cannot_fit(run, [one], roomy) == []
+    tight = Machine(memory=16 * GIB, available=4 * GIB, disk=100 * GIB)
+    assert "4.0 GiB is free now" in refuse_what_cannot_fit(run, [one], tight)[0]
+    small = Machine(memory=8 * GIB, available=8 * GIB, disk=100 * GIB)
+    with pytest.raises(
+        UserError, match=r"'grpo'.*9\.0 GiB of memory, 8\.0 GiB of it for activ"
+    ) as e:
+        refuse_what_cannot_fit(run, [one], small)
+    assert "lower micro_tokens of stage 'grpo'" in e.value.fix
+    full = Machine(memory=16 * GIB, available=12 * GIB, disk=2 * GIB)
+    with pytest.raises(UserError, match=r"4\.0 GiB of disk, 3\.0 GiB of it for checkpoint") as e:
+        refuse_what_cannot_fit(run, [one], full)
+    assert "train less" in e.value.fix
+
+
+def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path, capsys):
+    huge = Path(write_small(tmp_path)).read_text().replace("width = 32", "width = 65536")
+    huge = huge.replace("feed_forward = 48", "feed_forward = 262144\nrope_theta = 1e4")
+    path = tmp_path / "huge.toml"
+    path.write_text(huge.replace("layers = 2", "layers = 96"))
+    with pytest.raises(UserError, match=r"stage 'sft': it would take about .* for optimizer") as e:
+        main(["--config", str(path)])
+    assert "lora.rank" in e.value.fix
+    assert "--no-forecast" in e.value.fix
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="it would take"):
+        main(["--config", str(path), "--dry-run"])
+    main(["--config", str(path), "--dry-run", "--no-forecast"])
+    assert "width = 65536" in capsys.readouterr().out
+
+
+def test_numbers_are_written_for_people():
+    assert [size_text(s) for s in (0, 2048, 3 * 2**20, 12.34 * 2**30, 1.5 * 2**30)] == [
+        "0 KiB", "2 KiB", "3.0 MiB", "12 GiB", "1.5 GiB",
+    ]  # fmt: skip
+    assert [count_text(c) for c in (0, 12, 2300, 4.56e6, 7e9)] == [
+        "–",
+        "12",
+        "2.3 k",
+        "4.6 M",
+        "7.0 G",
+    ]
+    assert [time_text(t) for t in (3, 600, 7200, 3e5)] == ["3 s", "10 min", "2.0 h", "3.5 days"]
+
+
+def test_a_machine_is_looked_at_without_its_run_folder(tmp_path):
+    found = this_machine(tmp_path / "not" / "there")
+    assert found.memory >= found.available > 0
+    assert found.disk > 0
+
+
+# The demo, and a model of 25 million parameters on the demo's data: whole steps, few of them.
+MODELS = {
+    "1m": {},
+    "25m": {"width": 512, "layers": 8, "heads": 8, "kv_heads": 8, "feed_forward": 1408},
+}
+FEW = {"sft": 3, "rft": 3, "dpo": 3, "grpo": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", MODELS)
+def test_the_forecast_is_near_the_measured_peaks(size, root, tmp_path):
+    run = resolve(root / "pipeline" / "configs" / "cpu.toml", {"out": str(tmp_path / "run")})
+    for name, steps in FEW.items():
+        run = changed(run, name, steps=steps, validate_every=steps if name == "sft" else 0)
+    model = run.model.model_copy(update=MODELS[size])
+    generate = run.generate.model_copy(update={"limit": 256})
+    evaluate = run.evaluate.model_copy(update={"limit": 256})
+    run = run.model_copy(update={"model": model, "generate": generate, "evaluate": evaluate})
+    path = tmp_path / "run.toml"
+    path.write_text(dump_toml(run), encoding="utf-8")
+    measured = {}
+    commands = {
+        "data": ["data_prep.build"],
+        "sft": ["pipeline.train", "--stage", "sft"],
+        "generate": ["pipeline.generate"],
+        "verify": ["pipeline.verify"],
+        "rft": ["pipeline.train", "--stage", "rft"],
+        "dpo": ["pipeline.train", "--stage", "dpo"],
+        "grpo": ["pipeline.train", "--stage", "grpo"],
+        "evaluate": ["eval.run", "--checkpoints", "sft"],
+    }
+    for name, words in commands.items():
+        measured[name] = peak_of([*words, "--config", str(path)], root)
+    expected = {stage.stage: stage.peak for stage in forecast(run)}
+    ratios = {name: expected[name] / peak for name, peak in measured.items()}
+    shown = {name: f"{ratios[name]:.2f} of {size_text(peak)}" for name, peak in measured.items()}
+    print(json.dumps({"size": size, "forecast over measured": shown}))
+    assert all(1 / FACTOR < ratio < FACTOR for ratio in ratios.values()), shown
+
+
+def peak_of(words: list[str], root: Path) -> int:
+    """Return the largest memory that a command and its processes had at one time, bytes."""
+    import psutil
+
+    command = [sys.executable, "-m", words[0], *words[1:]]
+    process = subprocess.Popen(
+        command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    largest, own = 0, psutil.Process(process.pid)
+    while True:
+        try:
+            sizes = [p.memory_info().rss for p in (own, *own.children(recursive=True))]
+            largest = max(largest, sum(sizes))
+        except psutil.NoSuchProcess:
+            pass
+        try:
+            process.wait(0.05)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    assert process.returncode == 0, process.stderr.read()[-2000:]
+    return largest
