@@ -51,8 +51,8 @@ from pipeline.shape import Shape, shape_of_config, shape_of_model
 
 MIB, GIB = 2**20, 2**30
 # Measured: a training process after its first step on a model of nothing; others load less.
-PROGRAM = {"train": 500 * MIB, "sample": 450 * MIB, "judge": 150 * MIB, "data": 400 * MIB}
-JUDGING_PROCESS = 70 * MIB
+PROGRAM = {"train": 580 * MIB, "sample": 600 * MIB, "judge": 300 * MIB, "data": 180 * MIB}
+JUDGING_PROCESS, CONVERTING_PROCESS = 120 * MIB, 30 * MIB
 CUDA_CONTEXT = 600 * MIB
 # Shares of the rate of matrix products, and rates of other work, as the demo reaches them.
 TRAINING_SHARE, SAMPLING_SHARE = 0.5, 0.15
@@ -184,7 +184,7 @@ class _Book:
         return Forecast(
             name,
             memory={
-                "program": PROGRAM["data"] + workers * JUDGING_PROCESS,
+                "program": PROGRAM["data"] + workers * CONVERTING_PROCESS,
                 # Problems as objects, rows as token ids in lists and arrays.
                 "rows": 6 * text + 4 * tokens,
             },
