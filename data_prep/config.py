@@ -174,8 +174,11 @@ def override(config: C, arguments: list[str], *, program: str, description: str)
 
 def _override_error(said: str, program: str) -> UserError:
     """Turn tyro's framed complaint into one of ours."""
-    lines = [line.strip("│ ") for line in said.splitlines() if line.startswith("│")]
-    parts = [part.split("\n") for part in re.split(r"\n─+\n", "\n".join(lines))]
+    # The title stands in the frame, or where the output has no characters for one, above a rule.
+    framed = said.startswith("╭")
+    lines = [line.strip("│ ") for line in said.splitlines() if line[:1] not in ("╭", "╰")]
+    text = "\n".join(line for line in lines if line)
+    parts = [part.split("\n") for part in re.split(r"\n[─-]{3,}\n", text)][not framed :]
     found = re.sub(r"Error parsing \w+: \d+ validation errors? for \w+ ", "", " ".join(parts[0]))
     found = re.sub(r" \[type=\w+, input_value=(.*?), input_type.*", r", found \1", found)
     options = [line.split()[0] for part in parts for line in part if line.startswith("--")]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import Arguments, at_least, writable_file
 from data_prep.errors import UserError, command, nearest
 from data_prep.jsonl import read_json, write_json
 from data_prep.schema import read_problems
@@ -249,10 +249,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--metric", default="", help="rank by this (default: avg@n)")
     parser.add_argument("--suites", nargs="+", default=[], help="only these")
     parser.add_argument("--common", action="store_true", help="compare common questions only")
-    parser.add_argument("--items", type=int, default=3, help="gained and lost items to print")
-    parser.add_argument("--bootstrap", type=int, default=10_000, help="resamples")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
-    parser.add_argument("--output", type=Path, help="write everything as JSON")
+    parser.add_argument("--items", type=at_least(0), default=3, help="items to print of each kind")
+    parser.add_argument("--bootstrap", type=at_least(100), default=10_000, help="resamples")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the resampling")
+    parser.add_argument("--output", type=writable_file, help="write everything as JSON")
     known = parser.parse_args(arguments)
     if len(known.candidates) < 2:
         raise UserError("candidates", "one", "at least two", "name another evaluation")
@@ -271,7 +271,7 @@ def main(arguments: list[str]) -> None:
             if suite not in candidate:
                 raise UserError(
                     str(path),
-                    f"no suite {suite!r}",
+                    f"no suite {suite!r} {nearest(suite, candidate)}".rstrip(),
                     f"one of {', '.join(candidate)}",
                     "mend --suites",
                 )

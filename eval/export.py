@@ -141,7 +141,13 @@ def harness_samples(results: Results, checkpoint: str, suite: str) -> Iterator[d
 
 
 def export(run: Path, output: Path, config_file: Path | None = None) -> list[Path]:
-    """Write every file; return their paths."""
+    """Write every file; return their paths.
+
+    Raises:
+        UserError: Nothing was evaluated, a file is broken, or `output` is one.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(str(output), "is a file", "a folder", "give another --output")
     results = collect(run, config_file)
     output.mkdir(parents=True, exist_ok=True)
     table = output / "figures.csv"

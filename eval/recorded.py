@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import Arguments, above_zero, at_least, writable_file
 from data_prep.errors import UserError, command
 from data_prep.jsonl import Row, column, read_rows, write_rows
 from eval.grading import classes_of
@@ -153,10 +153,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("file", type=Path, help="recorded run")
     parser.add_argument("--format", required=True, choices=("tora", "qwen", "gsm8k_solutions"))
     parser.add_argument("--policy", default="boxed", help="how answers are found in the text")
-    parser.add_argument("--workers", type=int, default=2, help="judging processes")
-    parser.add_argument("--time-limit-s", type=float, default=2.0, help="of one verdict")
-    parser.add_argument("--output", type=Path, help="write the disagreements, JSON lines")
-    parser.add_argument("--rows", type=Path, help="write rows for eval.score")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="judging processes")
+    parser.add_argument("--time-limit-s", type=above_zero, default=2.0, help="of one verdict")
+    parser.add_argument("--output", type=writable_file, help="write the disagreements, JSON lines")
+    parser.add_argument("--rows", type=writable_file, help="write rows for eval.score")
     known = parser.parse_args(arguments)
     samples = list(read_recorded(known.file, known.format))
     checker = {"kind": "boxed", "policy": known.policy}

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import Arguments, above_zero, at_least
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, read_rows, write_json, write_rows
 from data_prep.run_folder import check_stage, read_manifest
@@ -127,8 +127,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--option", action="append", default=[], help="KEY=VALUE of the checker")
     parser.add_argument("--profile", default="", help="grade as this evaluation profile does")
     parser.add_argument("--reward-model", default="", help="folder or plug-in file that scores")
-    parser.add_argument("--workers", type=int, default=2, help="judging processes")
-    parser.add_argument("--time-limit-s", type=float, default=5.0, help="of one verdict")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="judging processes")
+    parser.add_argument("--time-limit-s", type=above_zero, default=5.0, help="of one verdict")
     known = parser.parse_args(arguments)
     if known.checker and known.profile:
         raise UserError("--profile", "beside --checker", "one of them", "leave one out")

@@ -187,6 +187,8 @@ def read_scores(path: Path, wanted: Mapping[str, Sequence[int]]) -> list[list[fl
         value = None
         if row.get("score", "") is not None:
             value = float(column(row, "score", (int, float), where))
+            if not math.isfinite(value):
+                raise UserError(where, f"score is {value}", "a finite number", "mend it")
         samples = found.setdefault(problem, {})
         if index in samples:
             raise UserError(

@@ -115,7 +115,10 @@ def jobs_of_run(
     for name in names:
         if name not in trained:
             raise UserError(
-                "--checkpoints", f"{name!r}", f"among {', '.join(trained)}", "mend the name"
+                "--checkpoints",
+                f"no training stage {name!r} {nearest(name, trained)}".rstrip(),
+                f"one of {', '.join(trained)}",
+                "mend the name",
             )
     chosen = [n for n in trained if n in names] if names else trained
     if config.reward_model:

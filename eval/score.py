@@ -14,6 +14,7 @@ The output holds each metric's value by name (`avg@n`, `pass@k`, `maj@k`, `maj@k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import Arguments, at_least, writable_file
 from data_prep.errors import UserError, command
 from data_prep.jsonl import Row, read_rows, write_json
 from eval.figures import Votes, intervals, reward_metrics, vote_metrics
@@ -107,8 +108,9 @@ def _row(row: Row, where: str) -> tuple[str, int, bool, str | None, Hashable, fl
     given = row.get("class")
     name: Hashable = answer if answer is None or given is None else ("class", str(given))
     score = row.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise UserError(where, f"score is {score!r:.60}", "a number", "mend it")
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (number and math.isfinite(score)):
+        raise UserError(where, f"score is {score!r:.60}", "a finite number", "mend it")
     return str(problem), index, bool(correct), answer, name, score
 
 
@@ -209,11 +211,11 @@ def main(arguments: list[str]) -> None:
     parser = Arguments("python -m eval.score", __doc__)
     parser.add_argument("--samples", required=True, type=Path, help="graded answers, JSON lines")
     parser.add_argument("--k", default="", help="such as 1,2,4,8 (default: powers of 2 up to n)")
-    parser.add_argument("--output", type=Path, help="where the JSON goes (default: the screen)")
+    parser.add_argument("--output", type=writable_file, help="where the JSON goes")
     parser.add_argument("--scores", type=Path, help="a reward model's scores, JSON lines")
     parser.add_argument("--symbolic", action="store_true", help="vote by mathematical equality")
-    parser.add_argument("--bootstrap", type=int, default=2000, help="resamples of an interval")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    parser.add_argument("--bootstrap", type=at_least(100), default=2000, help="resamples")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the resampling")
     known = parser.parse_args(arguments)
     answers = read_answers(known.samples)
     n = len(next(iter(answers.values())).correct)

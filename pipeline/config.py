@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from data_prep.build import DataConfig
 from data_prep.cluster import ClusterConfig
@@ -108,6 +109,36 @@ class OptimizerConfig(Config):
     clip_norm: float = Field(default=1.0, ge=0.0)
 
 
+# Folders that a run folder holds beside its training stages'.
+TAKEN = (
+    "data",
+    "mixture",
+    "generate",
+    "verify",
+    "evaluate",
+    "report",
+    "export",
+    "pages",
+    "tracking",
+    "model",
+)
+
+
+def _folder_name(name: str) -> str:
+    """Refuse a stage's name that is no folder's, or another's."""
+    ending = name.rpartition(".")[2] in ("partial", "old", "failed", "tmp")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ending:
+        raise ValueError(
+            f"{name!r} is no name of a folder: letters, digits, '-', '_' and '.' make one"
+        )
+    if name in TAKEN or name.startswith("eval-"):
+        raise ValueError(f"{name!r} is taken by another folder of the run")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_folder_name)]
+
+
 class TrainConfig(Config):
     """One training stage.
 
@@ -163,7 +194,7 @@ class TrainConfig(Config):
             empty for none.
     """
 
-    name: str
+    name: StageName
     init: str = "model"
     method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
     optimizer: OptimizerConfig = OptimizerConfig()

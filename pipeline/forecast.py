@@ -51,8 +51,8 @@ from pipeline.shape import Shape, shape_of_config, shape_of_model
 
 MIB, GIB = 2**20, 2**30
 # Measured: a training process after its first step on a model of nothing; others load less.
-PROGRAM = {"train": 580 * MIB, "sample": 600 * MIB, "judge": 300 * MIB, "data": 180 * MIB}
-JUDGING_PROCESS, CONVERTING_PROCESS = 120 * MIB, 30 * MIB
+PROGRAM = {"train": 580 * MIB, "sample": 600 * MIB, "judge": 220 * MIB, "data": 180 * MIB}
+JUDGING_PROCESS, CONVERTING_PROCESS = 100 * MIB, 30 * MIB
 CUDA_CONTEXT = 600 * MIB
 # Shares of the rate of matrix products, and rates of other work, as the demo reaches them.
 TRAINING_SHARE, SAMPLING_SHARE = 0.5, 0.15

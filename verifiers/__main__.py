@@ -122,11 +122,16 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from .checkers import load_checker
     from .conformance import run
 
-    given = json.loads(options.options)
+    try:
+        given = json.loads(options.options)
+    except ValueError as error:
+        raise ValueError(f"--options is no JSON: {error}; expected a JSON object") from None
     if not isinstance(given, dict):
         raise ValueError(f"--options is {options.options!r}, expected a JSON object")
+    load_checker(options.kind, given)  # one that is not there has nothing to pass or fail
     results = run(options.kind, given)
     for name, problem in results:
         state = "ok    " if problem is None else "FAILED"

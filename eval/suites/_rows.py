@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def number_text(value: Any, where: str, column: str) -> str:
     """
     if isinstance(value, str) and value.strip():
         return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(int(value)) if float(value).is_integer() else repr(value)
     raise UserError(
         where, f"column {column!r} is {value!r:.80}", "a number or a text", "mend or remove the row"

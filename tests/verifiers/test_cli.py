@@ -99,7 +99,7 @@ def test_check_runs_the_conformance_tests(tmp_path: Path, capsys: pytest.Capture
         "FAILED strange texts neither raise nor take long: raised IndexError"
         in capsys.readouterr().out
     )
-    assert main(["check", "bxoed"]) == 1
+    assert main(["check", "bxoed"]) == 2
     assert "did you mean 'boxed'" in capsys.readouterr().out
 
 
