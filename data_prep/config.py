@@ -19,7 +19,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
 
 from .errors import UserError, nearest
-from .plugins import load_plugin
+from .plugins import config_class, load_plugin
 
 SIGNATURE = "# SHA-256 of the lines below: "
 
@@ -55,7 +55,9 @@ def plugin_config(package: str) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
             raise ValueError(f"a table with a key `kind` is expected, found {value!r:.80}")
         module = load_plugin(package, value["kind"], where=f"kind of {package}")
-        return validate(module.Config, value, f"table with kind = {value['kind']!r}")
+        return validate(
+            config_class(module, PluginConfig), value, f"table with kind = {value['kind']!r}"
+        )
 
     return SerializeAsAny[Annotated[PluginConfig, BeforeValidator(load)]]
 

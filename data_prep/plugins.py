@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .errors import UserError, nearest
+
+# How modules of the user's own files are called.
+OWN = "boxed_plugin_"
 
 
 def plugin_names(package: str) -> list[str]:
@@ -48,12 +53,65 @@ def load_plugin(package: str, kind: str, *, where: str = "kind") -> ModuleType:
     return importlib.import_module(f"{package}.{kind}")
 
 
+def config_class(module: ModuleType, base: type) -> Any:
+    """Return a plug-in's model of its settings.
+
+    Raises:
+        UserError: The file has none.
+    """
+    found = getattr(module, "Config", None)
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    raise UserError(
+        str(module.__file__),
+        "no class Config" if found is None else f"Config is {found!r:.60}",
+        f"a class Config that derives from {base.__name__} or a class made of it",
+        "add it: the __init__.py of the built-in plug-ins states the contract",
+    )
+
+
+def make(module: ModuleType, *given: Any) -> Any:
+    """Return what a plug-in's `create` makes.
+
+    Args:
+        module: The plug-in.
+        given: What `create` is called with.
+
+    Raises:
+        UserError: There is no such function, it takes something else, or, in a file of the
+            user's own, it fails.
+    """
+    create = getattr(module, "create", None)
+    where, own = str(module.__file__), module.__name__.startswith(OWN)
+    if not callable(create):
+        raise UserError(where, "no function create", f"create of {len(given)} arguments", "add it")
+    try:
+        inspect.signature(create).bind(*given)
+    except TypeError as error:
+        raise UserError(
+            where, f"create cannot be called: {error}", f"{len(given)} arguments", "mend it"
+        ) from None
+    try:
+        return create(*given)
+    except UserError:
+        raise
+    except Exception as error:
+        if not own:
+            raise
+        raise UserError(
+            f"{where}, line {_line_in(error, Path(where))}",
+            f"create failed: {type(error).__name__}: {error}",
+            "a function that returns",
+            "mend the file; --debug shows the traceback",
+        ) from error
+
+
 def _load_path(path: Path, where: str) -> ModuleType:
     if not path.is_file():
         raise UserError(where, f"no file {str(path)!r}", "a plug-in file", "check the path")
     # The name carries the path, so that two files called `mine.py` stay apart.
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"boxed_plugin_{path.stem}_{digest}"
+    name = f"{OWN}{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

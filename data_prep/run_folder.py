@@ -334,6 +334,12 @@ class Stage:
         jsonl.write_json(plan_file, sealed({"format": FORMAT, "plan": self.plan}))
         return self.work
 
+    def drop_if_empty(self) -> None:
+        """Remove the partial folder where nothing but its plan was written."""
+        files = [path for path in self.work.rglob("*") if path.is_file()]
+        if files == [self.work / "plan.json"]:
+            shutil.rmtree(self.work)
+
     def _is_gone_on_with(self, plan_file: Path) -> bool:
         if not plan_file.is_file():
             if any(self.work.iterdir()):

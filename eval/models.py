@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json
 from pipeline.model import PICKLED, refuse_pickles
+from pipeline.weights import check_weights, read_model_config
 
 # safetensors itself takes no longer one.
-LONGEST_HEADER = 100_000_000
 
 
 def fetch_model(model: str) -> tuple[Path, str]:
@@ -45,8 +44,9 @@ def fetch_model(model: str) -> tuple[Path, str]:
 
 def is_scalar_model(folder: Path) -> bool:
     """Return whether a folder holds a sequence classifier, which reward models are."""
-    config = folder / "config.json"
-    names = read_json(config).get("architectures") or [] if config.is_file() else []
+    if not (folder / "config.json").is_file():
+        return False
+    names = read_model_config(folder).get("architectures") or []
     return any("SequenceClassification" in str(name) for name in names)
 
 
@@ -55,7 +55,7 @@ def check_model(folder: Path) -> None:
 
     Raises:
         UserError: The folder is not there, a file that every model folder has is missing, its
-            weights are pickled, or a weights file is missing or cut short.
+            weights are pickled, or a weights file is missing, cut short or of another model.
     """
     if not folder.is_dir():
         raise UserError(str(folder), "no such folder", "a model folder", "check the path")
@@ -92,28 +92,4 @@ def check_model(folder: Path) -> None:
                 "every file of the index",
                 "copy the missing files",
             )
-    for path in sorted(folder.glob("*.safetensors")):
-        _check_whole(path)
-
-
-def _check_whole(path: Path) -> None:
-    """Hold a safetensors file's size against its header: 8 bytes of length, JSON, the tensors."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= min(size, LONGEST_HEADER):
-                raise ValueError
-            header = json.loads(file.read(length))
-        ends = [row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = -1
-    if whole != size:
-        expected = f"{whole} bytes, as its header says" if whole > 0 else "a safetensors header"
-        raise UserError(
-            str(path),
-            f"a weights file of {size} bytes that is cut short or damaged",
-            expected,
-            "copy it again",
-        )
+    check_weights(folder)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from data_prep.build import DataConfig
 from data_prep.cluster import ClusterConfig
@@ -124,21 +123,6 @@ TAKEN = (
 )
 
 
-def _folder_name(name: str) -> str:
-    """Refuse a stage's name that is no folder's, or another's."""
-    ending = name.rpartition(".")[2] in ("partial", "old", "failed", "tmp")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or ending:
-        raise ValueError(
-            f"{name!r} is no name of a folder: letters, digits, '-', '_' and '.' make one"
-        )
-    if name in TAKEN or name.startswith("eval-"):
-        raise ValueError(f"{name!r} is taken by another folder of the run")
-    return name
-
-
-StageName = Annotated[str, AfterValidator(_folder_name)]
-
-
 class TrainConfig(Config):
     """One training stage.
 
@@ -194,7 +178,7 @@ class TrainConfig(Config):
             empty for none.
     """
 
-    name: StageName
+    name: str
     init: str = "model"
     method: plugin_config("pipeline.methods")  # type: ignore[valid-type]
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -358,6 +342,10 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
         names = [folder_name(stage.name, "train, key 'name'") for stage in self.train]
+        for name in names:
+            ending = name.rpartition(".")[2] in ("partial", "old", "failed", "tmp")
+            if name in TAKEN or name.startswith("eval-") or ending:
+                raise ValueError(f"a training stage named {name!r}, as another folder of the run")
         if len(set(names)) != len(names):
             raise ValueError(f"two training stages share a name: {names}")
         asked = {f"init of stage {stage.name!r}": stage.init for stage in self.train}

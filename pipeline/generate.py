@@ -37,9 +37,21 @@ def checkpoint_of(run: RunConfig, name: str) -> Path:
 
 
 def profile_of(model: str | Path, default: str) -> str:
-    """Return the prompt profile that a checkpoint was trained with, or the default."""
+    """Return the prompt profile that a checkpoint was trained with, or the default.
+
+    Raises:
+        UserError: The note beside it is damaged.
+    """
     note = Path(model) / "boxed.json"
-    return str(read_json(note)["profile"]) if note.is_file() else default
+    if not note.is_file():
+        return default
+    table = read_json(note)
+    profile = table.get("profile") if isinstance(table, dict) else None
+    if not isinstance(profile, str):
+        raise UserError(
+            str(note), f"found {table!r:.80}", "a key 'profile'", "mend it, or remove the file"
+        )
+    return profile
 
 
 def render_prompts(problems: list[Problem], tokenizer: Any, profile: str) -> list[Prompt]:
@@ -134,10 +146,10 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     problems = problems[: config.limit] if config.limit else problems
     tokenizer = load_tokenizer(model)
     prompts = render_prompts(problems, tokenizer, profile_of(model, run.profile))
-    work = stage.begin()
     sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
     engine = engine_of(run.engine, model, run.cluster)
     try:
+        work = stage.begin()
         samples = list(
             generate_shards(engine, prompts, sampling, work, config.shard_size, "samples")
         )

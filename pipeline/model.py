@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from data_prep.config import Config
 from data_prep.errors import UserError
+from pipeline.weights import check_weights, refuse_not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -102,14 +103,16 @@ def load_model(
         trust_remote_code: Whether Python files that come with it may run.
 
     Raises:
-        UserError: There is no such model, its files are damaged, its weights are pickled, or it
-            needs code of its own.
+        UserError: There is no such model, its files are damaged, its weights are pickled, do not
+            fit its configuration or are no numbers, or it needs code of its own.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     refuse_pickles(path)
+    if Path(path).is_dir():
+        check_weights(Path(path))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(path),
@@ -124,6 +127,7 @@ def load_model(
             "a folder with config.json and safetensors, or a hub id that can be reached",
             "check the path, or fetch the model first",
         ) from error
+    refuse_not_finite(model, path)
     return in_own_precision(model)
 
 

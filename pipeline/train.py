@@ -508,7 +508,6 @@ def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) ->
         settings_of(run, config, method),
         f"stage {config.name!r}",
     )
-    work = ranks.lead(stage.begin)
     init = None if config.init == "model" and not run.model.path else init_of(run, config)
     tokenizer = load_tokenizer(run.tokenizer if init is None else init)
     profile = run.profile if init is None else profile_of(init, run.profile)
@@ -524,6 +523,9 @@ def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) ->
     parts = trainer.parts()
 
     with ExitStack() as cleanup:
+        work = ranks.lead(stage.begin)
+        if ranks.leads:
+            cleanup.callback(stage.drop_if_empty)
         context = int(model.config.max_position_embeddings)
         data = open_data(
             run, config, method, init, tokenizer, profile, context, work, cleanup, ranks

@@ -45,10 +45,10 @@ def check_checker(checker: dict[str, Any], where: str) -> tuple[str, dict[str, A
     kind = str(options.pop("kind", "boxed"))
     try:
         load_checker(kind, options)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except Exception as error:  # a checker of the user's own may raise anything
         raise UserError(
             where,
-            str(error),
+            str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
             "a kind of verifiers/checkers or a .py file, with options that it takes",
             "mend it; `python -m verifiers check FILE.py` tries one of your own",
         ) from None

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data_prep.config import PluginConfig, validate
 from data_prep.errors import UserError, nearest
-from data_prep.plugins import load_plugin
+from data_prep.plugins import config_class, load_plugin
 from data_prep.run_folder import folder_name
 from data_prep.schema import Problem
 
@@ -157,4 +157,4 @@ def _suite(name: str, path: str) -> Suite:
 def _config(kind: str, path: str, where: str) -> SuiteConfig:
     module = load_plugin("eval.suites", kind, where="suite")
     table = {"kind": kind, "path": path} if path else {"kind": kind}
-    return validate(module.Config, table, f"suite {where}")
+    return validate(config_class(module, SuiteConfig), table, f"suite {where}")

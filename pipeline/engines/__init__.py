@@ -22,7 +22,7 @@ from pydantic import Field
 
 from data_prep.config import Config, PluginConfig
 from data_prep.errors import UserError
-from data_prep.plugins import load_plugin
+from data_prep.plugins import load_plugin, make
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,7 +184,8 @@ class Engine(Protocol):
 
 def create_engine(config: PluginConfig, model: str | Path) -> Engine:
     """Create the engine that `config.kind` names, with the weights of a model folder."""
-    return load_plugin("pipeline.engines", config.kind, where="engine.kind").create(config, model)
+    module = load_plugin("pipeline.engines", config.kind, where="engine.kind")
+    return make(module, config, model)
 
 
 def require_among(config: PluginConfig, where: str) -> None:

@@ -27,7 +27,8 @@ from pydantic import Field
 from torch import Tensor
 
 from data_prep.config import PluginConfig
-from data_prep.plugins import load_plugin
+from data_prep.errors import UserError
+from data_prep.plugins import load_plugin, make
 from pipeline.batch import Sequence, Tokens
 from pipeline.normaliser import Normaliser, token_weights
 from pipeline.segments import By
@@ -209,5 +210,18 @@ class Method(ABC):
 
 
 def create_method(config: PluginConfig) -> Method:
-    """Create the method that `config.kind` names."""
-    return load_plugin("pipeline.methods", config.kind, where="method.kind").create(config)
+    """Create the method that `config.kind` names.
+
+    Raises:
+        UserError: A file of the user's own does not keep to the contract.
+    """
+    module = load_plugin("pipeline.methods", config.kind, where="method.kind")
+    method = make(module, config)
+    if not isinstance(method, Method):
+        raise UserError(
+            str(module.__file__),
+            f"create returned {type(method).__name__}",
+            "a pipeline.methods.Method",
+            "mend create",
+        )
+    return method
