@@ -172,10 +172,10 @@ class Formatter:
                 **self._variables,
             )
         except Exception as error:  # the template is a program: it may fail in any way
-            words = str(error) if isinstance(error, TemplateError) else f"the template: {error!r}"
+            words = str(error) if isinstance(error, TemplateError) else repr(error)
             raise UserError(
                 "conversation",
-                words,
+                f"the chat template refuses it: {words}",
                 "system, user and assistant turns",
                 "mend the row, or choose another layout",
             ) from None

@@ -135,7 +135,7 @@ def evaluate(job: Job) -> Path:
         UserError: The model or a suite cannot be read.
     """
     if job.engine.takes == "tokens":
-        check_model(job.model)
+        check_model(job.model, getattr(job.engine, "trust_remote_code", False))
     else:
         _refuse_without_tokens(job.config)
     if job.config.tool_rounds:

@@ -9,8 +9,6 @@ from data_prep.jsonl import read_json
 from pipeline.model import PICKLED, refuse_pickles
 from pipeline.weights import check_weights, read_model_config
 
-# safetensors itself takes no longer one.
-
 
 def fetch_model(model: str) -> tuple[Path, str]:
     """Return (folder, identity) of a model; identity is empty for a local folder.
@@ -50,8 +48,12 @@ def is_scalar_model(folder: Path) -> bool:
     return any("SequenceClassification" in str(name) for name in names)
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path, trust_remote_code: bool = False) -> None:
     """Check that a model folder is complete, before anything is loaded.
+
+    Args:
+        folder: The model.
+        trust_remote_code: Whether Python files that come with it may run.
 
     Raises:
         UserError: The folder is not there, a file that every model folder has is missing, its
@@ -92,4 +94,4 @@ def check_model(folder: Path) -> None:
                 "every file of the index",
                 "copy the missing files",
             )
-    check_weights(folder)
+    check_weights(folder, trust_remote_code)

@@ -161,7 +161,7 @@ def job_of_model(
         label = folder_name(name or Path(model).name, "--name")
         return Job(label, Path(model), served, config, engine, seed, _suites(config, Path()), out)
     folder, identity = fetch_model(model)
-    check_model(folder)
+    check_model(folder, getattr(engine, "trust_remote_code", False))
     # A checkpoint of a run has that run's held-out problems near it.
     nearby = folder.resolve().parent.parent / "data" / "test.jsonl"
     label = name or (

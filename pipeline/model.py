@@ -112,7 +112,7 @@ def load_model(
     logging.disable_progress_bar()
     refuse_pickles(path)
     if Path(path).is_dir():
-        check_weights(Path(path))
+        check_weights(Path(path), trust_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(path),

@@ -63,14 +63,20 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     return table
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
     """Hold the tensors of a causal LM's folder against what its configuration asks for.
 
+    Args:
+        folder: The model.
+        trust_remote_code: Whether Python files that come with it may run.
+
     Raises:
-        UserError: A file is damaged, or a tensor is missing, of another shape or one too many, or
+        UserError: A file is damaged, the architecture is not known, or a tensor is missing, of another shape or one too many, or
             the tokenizer has tokens that the model has no embedding for.
     """
     table = read_model_config(folder)
+    if not trust_remote_code:
+        _check_architecture(folder, table)
     files = sorted(folder.glob("*.safetensors"))
     found = {name: row for path in files for name, row in read_header(path).items()}
     if not files or table.get("model_type") not in CHECKED:
@@ -101,6 +107,27 @@ def check_weights(folder: Path) -> None:
     _check_tokens(folder, int(table.get("vocab_size", 0)))
 
 
+def _check_architecture(folder: Path, table: dict[str, Any]) -> None:
+    from transformers import CONFIG_MAPPING
+
+    kind = table.get("model_type")
+    if kind in CONFIG_MAPPING:
+        return
+    if "auto_map" in table:
+        raise UserError(
+            str(folder),
+            f"this model cannot be loaded: {kind!r} needs Python files that come with it",
+            "an architecture that transformers knows",
+            "where you trust those files, set model.trust_remote_code = true",
+        )
+    raise UserError(
+        f"{folder / 'config.json'}, key 'model_type'",
+        f"found {kind!r}, which transformers does not know",
+        "the model_type of a causal language model, such as llama or qwen2",
+        "check the file, or upgrade transformers for a newer architecture",
+    )
+
+
 def _expected(folder: Path) -> tuple[dict[str, tuple[int, ...]], bool]:
     """Return the name and shape of every tensor, and whether the two embeddings are one."""
     import torch
@@ -113,7 +140,7 @@ def _expected(folder: Path) -> tuple[dict[str, tuple[int, ...]], bool]:
     except Exception as error:  # transformers raises whatever a wrong number leads to
         raise UserError(
             str(folder / "config.json"),
-            f"no model can be made of it: {str(error).strip().splitlines()[0]}",
+            f"no model can be made of it: {' '.join(str(error).split())[:300]}",
             "the configuration of a causal language model",
             COPY,
         ) from error
