@@ -165,7 +165,10 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     outputs = manifest.get("outputs")
     if not isinstance(outputs, dict) or manifest.get("result") != fingerprint(outputs):
         raise UserError(
-            str(stage / "manifest.json"), "damaged: its hashes do not belong together", "", mend
+            str(stage / "manifest.json"),
+            "damaged: its hashes do not belong together",
+            "what the stage wrote",
+            mend,
         )
     return manifest
 
@@ -190,11 +193,15 @@ def check_stage(stage: Path, path: Path | None = None) -> dict[str, Any]:
     mend = f"remove {stage} and run its command again: it is made anew"
     for found in outputs:
         if not found.is_file():
-            raise UserError(str(found), "missing; the stage had written it", "", mend)
+            raise UserError(
+                str(found), "missing; the stage had written it", "what the stage wrote", mend
+            )
     with ThreadPoolExecutor() as pool:
         for found, content in zip(outputs, pool.map(file_hash, outputs), strict=True):
             if content != outputs[found]:
-                raise UserError(str(found), "damaged: it is not what the stage wrote", "", mend)
+                raise UserError(
+                    str(found), "damaged: it is not what the stage wrote", "the same bytes", mend
+                )
     return manifest
 
 
@@ -363,7 +370,7 @@ class Stage:
             raise UserError(
                 str(path),
                 "damaged since it was written",
-                "",
+                "what the stage wrote",
                 "run the same command: it is made again",
             )
         outputs = _content(self.work, scratch)

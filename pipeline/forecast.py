@@ -9,7 +9,8 @@ numbers stand in `pipeline.shape`):
     activations   T · kept · b of every layer, and one more layer at work; with gradient
                   checkpointing T H b a layer, and one layer at work; without gradient (validation,
                   a reference) one layer at work
-    attention     5 bytes for each pair of positions in a row, where a row holds several samples
+    attention     b for each position that a token sees, head and layer; on a GPU 5 bytes for each
+                  pair of positions in a row that holds several samples, which is their mask
     log-probs     V · 4 bytes a token: three chunks at work, and what is kept for the backward pass
     reference, critic, judges    P b each, a critic's with gradients and optimizer
     engine        P b, twice where its products are packed for a CPU
@@ -38,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from pipeline.attention import CHUNK
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.engines._decoder import PACK_BYTES, PREFILL_TOKENS
 from pipeline.lengths import Lengths, lengths_of, vocabulary_of
@@ -433,7 +435,11 @@ class _Book:
             looked_at = min(float(config.micro_tokens), held_out)
             activations = max(activations, looked_at * shape.kept * b)
         rows = max(1.0, tokens / document)
-        attention = rows * document**2 * 5 if work.members > 1 else 0.0
+        if self.on_gpu:
+            attention = rows * document**2 * 5 if work.members > 1 else 0.0
+        else:
+            seen = min(document, document - (work.members - 1) * work.completion, float(CHUNK))
+            attention = tokens * seen * shape.heads * shape.layers * b
         answers = tokens * min(1.0, work.members * work.completion / work.document)
         logits = answers * shape.vocabulary * 4
         chunks = 3 * min(CHUNK_BYTES, logits)

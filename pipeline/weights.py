@@ -71,8 +71,9 @@ def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
         trust_remote_code: Whether Python files that come with it may run.
 
     Raises:
-        UserError: A file is damaged, the architecture is not known, or a tensor is missing, of another shape or one too many, or
-            the tokenizer has tokens that the model has no embedding for.
+        UserError: A file is damaged, the architecture is not known, a tensor is missing, of
+            another shape or one too many, or the tokenizer has tokens that the model has no
+            embedding for.
     """
     table = read_model_config(folder)
     if not trust_remote_code:
