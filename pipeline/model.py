@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from data_prep.config import Config
 from data_prep.errors import UserError
-from pipeline.weights import check_weights, refuse_not_finite
+from pipeline.weights import check_tokenizer_files, check_weights, refuse_not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +186,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    check_tokenizer_files(Path(path))
     try:
         # A tokenizer of tokenizer.json needs no code; False also keeps transformers from asking
         # on the terminal.

@@ -76,6 +76,13 @@ def check_weights(folder: Path, trust_remote_code: bool = False) -> None:
             embedding for.
     """
     table = read_model_config(folder)
+    if any("SequenceClassification" in str(name) for name in table.get("architectures") or []):
+        raise UserError(
+            str(folder),
+            "a reward model, which answers no question",
+            "a causal language model",
+            "name the policy's folder",
+        )
     if not trust_remote_code:
         _check_architecture(folder, table)
     files = sorted(folder.glob("*.safetensors"))
@@ -167,6 +174,17 @@ def _check_tokens(folder: Path, vocabulary: int) -> None:
             f"ids below the model's vocabulary of {vocabulary}",
             "take the tokenizer that belongs to the model",
         )
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Refuse a folder without a tokenizer, of which transformers would make an empty one.
+
+    Raises:
+        UserError: None of the files that hold a vocabulary is there.
+    """
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+        raise UserError(str(folder), "no tokenizer", f"one of {', '.join(names)}", COPY)
 
 
 def refuse_not_finite(model: Any, path: str | Path) -> None:
