@@ -426,7 +426,7 @@ def measure_trl(folder: Path, rows: int, tokenizer: str, python: str, workers: i
 def measure_loader(stage: Path) -> dict:
     """Tokens a second that reach the trainer as sequences, and share of them in the layouts.
 
-    The layout is what a forward pass sees: documents side by side, padded to the longest.
+    The layout is what a pass over rows sees: documents side by side, padded to the longest.
     """
     from pipeline.batch import flatten, micro_batches
     from pipeline.fixed import Rows
@@ -448,7 +448,7 @@ def measure_loader(stage: Path) -> dict:
             sequences = rows.take(batch)
             real += sum(len(s.prompt) + len(s.completion) for s in sequences)
             for micro in micro_batches(sequences, flatten(sequences), 16384):
-                padded += micro.layout.input_ids.numel()
+                padded += micro.layout.rows().input_ids.numel()
         figures[name] = {"tokens_per_s": round(rate), "layout_filled": round(real / padded, 4)}
     return figures
 
