@@ -39,6 +39,8 @@ class _Block:
         asked: Where its queries stand among all, S · heads · L rows.
         seen: Where its keys stand among all, S · key heads · (P + L) rows.
         absent: [S, 1, 1, P], −∞ at the columns that shorter parents leave empty; None without.
+        later: [R · L, P + L], −∞ at the keys after each query, R query heads to a key head; None
+            for spans that are cut, whose chunks have their own.
     """
 
     spans: int
@@ -47,6 +49,7 @@ class _Block:
     asked: slice
     seen: slice
     absent: Tensor | None
+    later: Tensor | None
 
 
 @dataclass(slots=True)
@@ -121,6 +124,7 @@ def plan_of(spans: np.ndarray, tokens: int, heads: int, key_heads: int) -> Plan:
                 slice(rows, rows + query.size),
                 slice(columns, columns + key.size),
                 hidden,
+                _later(longest, parent + longest, heads // key_heads) if longest <= CHUNK else None,
             )
         )
         rows, columns = rows + query.size, columns + key.size
@@ -155,6 +159,12 @@ def _range(start: np.ndarray, length: np.ndarray, width: int) -> tuple[np.ndarra
     return np.where(missing, 0, start[:, None] + steps), missing
 
 
+def _later(queries: int, columns: int, repeats: int) -> Tensor:
+    """Return [repeats · queries, columns], −∞ after the last columns' diagonal."""
+    mask = torch.full((queries, columns), -torch.inf).triu_(columns - queries + 1)
+    return mask.repeat(repeats, 1)
+
+
 def _by_head(tokens: np.ndarray, heads: int) -> np.ndarray:
     """Return [S, heads, L] rows of tokens [S, L]."""
     return tokens[:, None] * heads + np.arange(heads)[None, :, None]
@@ -174,13 +184,16 @@ class _Attend(Function):
         for block in plan.blocks:
             parts = _Parts(plan, block, asked, keys, values)
             out = parts.queries(found)
-            whole: Tensor | None = None
+            if block.length <= CHUNK:
+                p = parts.probabilities(slice(0, block.length), parts.k.shape[1])
+                torch.bmm(p, parts.v, out=out.flatten(1, 2))
+                kept.append(p)
+                continue
+            kept.append(None)
             for start in range(0, block.length, CHUNK):
                 rows, columns = parts.chunk(start)
                 p = parts.probabilities(rows, columns)
                 out[:, :, rows] = torch.bmm(p, parts.v[:, :columns]).view(out[:, :, rows].shape)
-                whole = p if block.length <= CHUNK else None
-            kept.append(whole)
         ctx.save_for_backward(asked, keys, values, *kept)
         ctx.plan = plan
         return found.index_select(0, plan.place).view(tokens, -1)
@@ -193,18 +206,26 @@ class _Attend(Function):
         size = asked.shape[-1]
         g = gradient.reshape(-1, size).index_select(0, plan.asked)
         g.index_fill_(0, plan.padding, 0.0)
-        by_q, by_k, by_v = torch.empty_like(asked), torch.zeros_like(keys), torch.zeros_like(keys)
+        by_q, by_k, by_v = (torch.empty_like(x) for x in (asked, keys, values))
         for block, saved in zip(plan.blocks, kept, strict=True):
             parts = _Parts(plan, block, asked, keys, values)
             upstream, out = parts.queries(g), parts.queries(by_q)
             to_k, to_v = parts.columns(by_k), parts.columns(by_v)
+            if saved is not None:
+                above = upstream.flatten(1, 2)
+                torch.bmm(saved.transpose(1, 2), above, out=to_v)
+                slope = _slope(above, parts.v, saved)
+                torch.bmm(slope, parts.k, out=out.flatten(1, 2))
+                torch.bmm(slope.transpose(1, 2), parts.q.flatten(1, 2), out=to_k)
+                continue
+            to_k.zero_()
+            to_v.zero_()
             for start in range(0, block.length, CHUNK):
                 rows, columns = parts.chunk(start)
-                p = parts.probabilities(rows, columns) if saved is None else saved
+                p = parts.probabilities(rows, columns)
                 above = upstream[:, :, rows].reshape(len(p), -1, size)
                 to_v[:, :columns].baddbmm_(p.transpose(1, 2), above)
-                slope = torch.bmm(above, parts.v[:, :columns].transpose(1, 2))
-                slope = torch.ops.aten._softmax_backward_data(slope, p, -1, p.dtype)
+                slope = _slope(above, parts.v[:, :columns], p)
                 out[:, :, rows] = torch.bmm(slope, parts.k[:, :columns]).view(out[:, :, rows].shape)
                 to_k[:, :columns].baddbmm_(slope.transpose(1, 2), parts.rows(rows))
         tokens = len(gradient)
@@ -214,6 +235,12 @@ class _Attend(Function):
             _gathered(by_v, plan, tokens),
             None,
         )
+
+
+def _slope(upstream: Tensor, values: Tensor, p: Tensor) -> Tensor:
+    """Return the gradient of the scores from that of what was gathered."""
+    by_p = torch.bmm(upstream, values.transpose(1, 2))
+    return torch.ops.aten._softmax_backward_data(by_p, p, -1, p.dtype)
 
 
 class _Parts:
@@ -250,9 +277,10 @@ class _Parts:
         """Return [S · key heads, R · rows, columns]."""
         block, count = self.block, rows.stop - rows.start
         q, k = self.rows(rows), self.k[:, :columns]
-        later = torch.full((count, columns), -torch.inf, dtype=q.dtype)
-        later = later.triu_(columns - count + 1).repeat(q.shape[1] // count, 1)
-        scores = torch.baddbmm(later, q, k.transpose(1, 2))
+        later = block.later
+        if later is None:
+            later = _later(count, columns, q.shape[1] // count)
+        scores = torch.baddbmm(later.to(q.dtype), q, k.transpose(1, 2))
         if block.absent is not None:
             scores.view(block.spans, -1, q.shape[1], columns)[..., : block.parent] += block.absent
         return torch.softmax(scores, -1)
