@@ -277,7 +277,7 @@ def launch(words: list[str], config: Path, *more: str, **keys) -> subprocess.Pop
     )
 
 
-TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.slow
