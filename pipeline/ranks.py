@@ -296,7 +296,7 @@ class Ranks:
             is_shared: Whether the leader's one serves all ranks (servers), or each has its own.
         """
         if self.count == 1:
-            assert engine is not None  # noqa: S101
+            assert engine is not None  # noqa: S101 - for the type checker
             return engine
         return _RankedEngine(self, engine, is_shared)
 
@@ -336,7 +336,7 @@ class _RankedEngine:
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Group]:
         """Return one group a prompt, in order."""
         if not self._is_shared:
-            assert self._engine is not None  # noqa: S101
+            assert self._engine is not None  # noqa: S101 - for the type checker
             own = self._engine
             return self._ranks.dealt(lambda part: own.generate(part, sampling), prompts)
         found = [self._engine.generate(prompts, sampling) if self._engine else None]
