@@ -100,7 +100,7 @@ def test_check_runs_the_conformance_tests(tmp_path: Path, capsys: pytest.Capture
         in capsys.readouterr().out
     )
     assert main(["check", "bxoed"]) == 2
-    assert "did you mean 'boxed'" in capsys.readouterr().out
+    assert "did you mean 'boxed'" in capsys.readouterr().err
 
 
 def test_import_is_light_and_quick() -> None:
