@@ -165,7 +165,7 @@ def _check_tokens(folder: Path, vocabulary: int) -> None:
     try:
         # Added tokens may lie beyond: loading adds a family's own padding, which no row has.
         last = max(table["model"]["vocab"].values(), default=-1)
-    except (KeyError, TypeError, AttributeError, ValueError):  # of another kind; loading it says what is wrong
+    except (KeyError, TypeError, AttributeError, ValueError):  # loading it says what is wrong
         return
     if last >= vocabulary:
         raise UserError(
