@@ -139,6 +139,14 @@ class Interval(NamedTuple):
         return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
 
+def share_over_seeds(values: Sequence[float]) -> Interval:
+    """Return the mean of shares and its interval, which ends at 0 and 1 at the latest."""
+    mean, low, high = over_seeds(values)
+    return Interval(
+        mean, *(end if math.isnan(end) else min(max(end, 0.0), 1.0) for end in (low, high))
+    )
+
+
 def over_seeds(values: Sequence[float]) -> Interval:
     """Return the mean and its interval; the ends are NaN for a single seed."""
     from scipy import stats
@@ -411,7 +419,7 @@ def table(study: Study, figures: dict[str, Any]) -> list[list[str]]:
     start = [f"{100 * figures['before'][m]['value']:.1f}" for m in metrics]
     rows = [["stage", *metrics], [study.study.start, *start]]
     for name, values in figures["after"].items():
-        rows.append([name, *(over_seeds(values[m]).text() for m in metrics)])
+        rows.append([name, *(share_over_seeds(values[m]).text() for m in metrics)])
     return rows
 
 
@@ -427,7 +435,7 @@ def write_page(study: Study, figures: dict[str, Any], folder: Path) -> Path:
     judged = findings(study, figures)
     write_json(folder / "study.json", {**figures, "findings": judged})
     rows = table(study, figures)
-    claims = [["finding of 003_…", "measured", "difference, points", "here"]] + [
+    claims = [["finding of DeepSeekMath", "measured", "difference, points", "here"]] + [
         [f["finding"], f["measure"], f["text"], f["verdict"]] for f in judged
     ]
     (folder / "study.md").write_text(f"{markdown(rows)}\n\n{markdown(claims)}\n", encoding="utf-8")
@@ -514,7 +522,7 @@ def draw(study: Study, figures: dict[str, Any]) -> bytes:
     for metric, colour in (("maj", COLOURS[0]), ("pass", COLOURS[1])):
         ks = figures["k"]
         before = [100 * figures["before"][f"{metric}@{k}"]["value"] for k in ks]
-        after = [over_seeds(figures["after"][name][f"{metric}@{k}"]) for k in ks]
+        after = [share_over_seeds(figures["after"][name][f"{metric}@{k}"]) for k in ks]
         label = {"maj": "Maj@K", "pass": "Pass@K"}[metric]
         axes[-1].plot(ks, before, "o--", color=colour, label=f"{label}, {study.study.start}")
         axes[-1].plot(
@@ -540,7 +548,7 @@ def _band(axis: Any, curves: list[Curve], label: str, colour: str) -> None:
     if not length:
         return
     xs = [sum(c.samples[i] for c in curves) / len(curves) for i in range(length)]
-    values = [over_seeds([c.accuracy[i] for c in curves]) for i in range(length)]
+    values = [share_over_seeds([c.accuracy[i] for c in curves]) for i in range(length)]
     axis.plot(xs, [100 * v.mean for v in values], "-", color=colour, label=label, lw=1.8)
     _shade(axis, xs, values, colour)
 

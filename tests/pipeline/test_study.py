@@ -20,6 +20,7 @@ from pipeline.study import (
     markdown,
     over_seeds,
     seed_run,
+    share_over_seeds,
     table,
     write_page,
 )
@@ -100,6 +101,10 @@ def test_intervals_over_seeds_are_students():
     assert math.isnan(over_seeds([1.0]).low)
     assert over_seeds([0.5]).text() == "50.0"
     assert over_seeds([0.1, 0.3]).text(sign=True).startswith("+20.0 [-")
+    assert over_seeds([0.1, 0.3]).low < 0.0
+    assert share_over_seeds([0.1, 0.3]).low == 0.0
+    assert share_over_seeds([0.7, 0.9]).high == 1.0
+    assert math.isnan(share_over_seeds([0.5]).low)
 
 
 def figures_file(folder: Path, values: dict[str, float], questions: int = 6) -> None:
