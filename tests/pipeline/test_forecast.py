@@ -302,5 +302,6 @@ def peak_of(words: list[str], root: Path) -> int:
             break
         except subprocess.TimeoutExpired:
             continue
-    assert process.returncode == 0, process.stderr.read()[-2000:]
+    with process.stderr as errors:
+        assert process.returncode == 0, errors.read()[-2000:]
     return largest
