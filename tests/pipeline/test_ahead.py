@@ -176,10 +176,10 @@ def test_a_killed_stage_ends_with_the_same_bits(run, base, tmp_path, monkeypatch
 
     update = train_module.Trainer.update
 
-    def failing(self, sequences, step, total):
+    def failing(self, sequences, step, total, place=None):
         if step == at:
             raise Killed
-        return update(self, sequences, step, total)
+        return update(self, sequences, step, total, place)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_module.Trainer, "update", failing)
