@@ -30,7 +30,6 @@ def test_the_same_answer_is_accepted(gold: str, answer: str) -> None:
 def test_another_answer_is_refused(gold: str, answer: str) -> None:
     verdict = verify(gold, f"Therefore it is $\\boxed{{{answer}}}$.")
     assert not verdict.is_correct, verdict
-    assert verdict.ms < 1000
 
 
 @pytest.mark.parametrize(("gold", "answer"), _rows("pairs_same.txt"))

@@ -103,22 +103,19 @@ def test_check_runs_the_conformance_tests(tmp_path: Path, capsys: pytest.Capture
     assert "did you mean 'boxed'" in capsys.readouterr().err
 
 
-def test_import_is_light_and_quick() -> None:
+def test_import_is_light() -> None:
+    """Quick because little is loaded: 139 modules, a tenth of a second on an idle machine."""
     code = (
-        "import time, sys; t = time.process_time(); import verifiers; from verifiers import "
-        "verify, VerifierPool, group_answers, load_checker; spent = time.process_time() - t; "
-        "heavy = {'sympy', 'torch', 'math_verify', 'mpmath', 'numpy'} & set(sys.modules); "
-        "print(spent, sorted(heavy))"
+        "import sys; before = set(sys.modules); import verifiers; from verifiers import "
+        "verify, VerifierPool, group_answers, load_checker; loaded = set(sys.modules) - before; "
+        "print(len(loaded), sorted({'sympy', 'torch', 'math_verify', 'mpmath', 'numpy'} & loaded))"
     )
-    times = []
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        spent, heavy = done.stdout.split(maxsplit=1)
-        assert heavy.strip() == "[]"
-        times.append(float(spent))
-    assert min(times) < 0.3
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    count, heavy = done.stdout.split(maxsplit=1)
+    assert heavy.strip() == "[]"
+    assert int(count) < 220
 
 
 def test_the_program_starts(tmp_path: Path) -> None:

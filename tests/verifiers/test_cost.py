@@ -1,19 +1,10 @@
-"""Texts made to be slow: bounded work in this process, whatever they hold.
-
-Work is counted in calls, which are the same on every machine and under every load; what one
-call of a regular expression may take is bounded by the seconds after which a test has hung.
-"""
-
-import sys
-import time
-from typing import Any
+"""Texts made to be slow: bounded work in this process, whatever they hold."""
 
 import pytest
 
-from verifiers import Verdict, verify
+from verifiers import verify
 
-CALLS = 2_000_000  # a second or less on any machine of today; the worst text here takes 1.2 million
-HUNG = 20.0  # seconds; the slowest text here takes 0.4
+from .work import CALLS, work
 
 GOLDS = ("7", "x+1", r"\{\sqrt2,\sqrt3\}", "x>3", r"\begin{pmatrix}1\\2\end{pmatrix}")
 TEXTS = {
@@ -59,24 +50,6 @@ TEXTS = {
     "star": "**" * 30000,
     "dol": "$$" * 20001,
 }
-
-
-def work(gold: str, text: str, policy: str = "boxed") -> tuple[int, Verdict]:
-    """Calls that a verdict takes, those of C functions too, and the verdict."""
-    calls = 0
-
-    def count(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    began = time.thread_time()
-    sys.setprofile(count)
-    try:
-        verdict = verify(gold, text, policy=policy)
-    finally:
-        sys.setprofile(None)
-    assert time.thread_time() - began < HUNG
-    return calls, verdict
 
 
 @pytest.mark.parametrize("name", TEXTS)
