@@ -289,10 +289,10 @@ def test_generation_repeats_nothing_that_was_completed(run, monkeypatch):
     expected = {p.name: p.read_bytes() for p in (out / "generate").glob("*.jsonl")}
     shutil.rmtree(out / "generate")
     calls: list[int] = []
-    create = generate_module.create_engine
+    create = generate_module.engine_of
 
-    def counting(config, model):
-        engine = create(config, model)
+    def counting(config, model, cluster):
+        engine = create(config, model, cluster)
         original = engine.generate
 
         def generate_and_count(prompts, sampling):
@@ -304,7 +304,7 @@ def test_generation_repeats_nothing_that_was_completed(run, monkeypatch):
         engine.generate = generate_and_count
         return engine
 
-    monkeypatch.setattr(generate_module, "create_engine", counting)
+    monkeypatch.setattr(generate_module, "engine_of", counting)
     assert run.generate is not None
     with pytest.raises(Killed):
         generate(run, run.generate)
