@@ -24,8 +24,8 @@ class Interruption:
                 …
                 interruption.check()
 
-    The first signal is noted and said; a second one ends the process at once. Signals reach the
-    main thread alone, so elsewhere this does nothing.
+    The first signal is noted and said; a second one, two seconds later or more, ends the process
+    at once. Signals reach the main thread alone, so elsewhere this does nothing.
 
     Args:
         unit: What is finished first ("step", "shard").
@@ -74,7 +74,10 @@ class Interruption:
             raise KeyboardInterrupt
         if not self.asked:
             self.asked = True
-            words = f"\nstopping when this {self.unit} is complete; once more to stop at once\n"
+            words = (
+                f"\nstopping when this {self.unit} is complete; "
+                "once more in two seconds to stop now\n"
+            )
             if self.speaks():
                 # Not `print`: the handler may run in the middle of another one.
                 os.write(2, words.encode())

@@ -121,10 +121,11 @@ def stage_of(path: Path) -> Path | None:
 def _is_ours(manifest: Path) -> bool:
     """Return whether a manifest is a stage's, and not that of some other program."""
     try:
-        keys = set(jsonl.read_json(manifest))
-    except (UserError, TypeError):
+        value = jsonl.read_json(manifest)
+    except UserError:
         return True  # damaged: its reader says so
-    return bool(keys & {"plan", "result", "outputs", "seal"})
+    # Two of them: another program may know one of these words, damage may hide one.
+    return isinstance(value, dict) and len({"plan", "result", "outputs", "seal"} & set(value)) > 1
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -407,12 +408,12 @@ class Stage:
             shutil.rmtree(self.work / folder_name(name, "scratch folder"), ignore_errors=True)
         (self.work / JOURNAL).unlink(missing_ok=True)
         old = self.run / f"{self.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         if self.final.exists():
             self.final.rename(old)
         self.work.rename(self.final)
         sync(self.run)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
     def _finish_rename(self) -> None:
         """Complete a stage that was killed between its manifest and the rename."""
@@ -423,6 +424,14 @@ class Stage:
         if manifest["plan"] == self.plan:
             # The manifest may come from anywhere: what it names is checked before it is removed.
             self._rename(tuple(folder_name(name, str(path)) for name in manifest["scratch"]))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a stage's folder, or the link to one that was moved elsewhere."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:

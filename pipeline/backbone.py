@@ -30,7 +30,11 @@ def serves(backbone: Any) -> bool:
     hooked into the modules' calls or spread their parameters over processes.
     """
     config = backbone.config
-    if type(backbone).__name__ not in ARCHITECTURES or config.hidden_act != "silu":
+    kind = type(backbone)
+    # A model's own code may use these names for something else.
+    if kind.__name__ not in ARCHITECTURES or not kind.__module__.startswith("transformers.models."):
+        return False
+    if config.hidden_act != "silu":
         return False
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("partial_rotary_factor", 1.0) != 1.0 or any(

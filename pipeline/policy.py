@@ -69,10 +69,15 @@ def hidden_states(backbone: Any, layout: Layout, autocast: bool = False) -> Stat
     if serves(backbone):
         return States(final_states(backbone, layout, autocast), layout)
     rows = layout.rows()
+    mask = rows.attention
+    if mask is not None and backbone.config._attn_implementation == "eager":
+        # Which adds the mask to the scores.
+        kind = next(backbone.parameters()).dtype
+        mask = torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
     with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=autocast):
         found = backbone(
             input_ids=rows.input_ids,
-            attention_mask=rows.attention,
+            attention_mask=mask,
             position_ids=rows.position_ids,
             use_cache=False,
         ).last_hidden_state

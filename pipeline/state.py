@@ -233,7 +233,8 @@ def _moment(name: str, parameter: nn.Parameter, value: torch.Tensor) -> torch.Te
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
+    states = (p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
+    return sorted(states, key=_step)
 
 
 def _step(state: Path) -> int:

@@ -101,3 +101,16 @@ def test_where_it_does_not_stand_in(checkpoint):
     dropping.base_model.config.attention_dropout = 0.1
     assert serves(dropping.eval().base_model)
     assert not serves(dropping.train().base_model)
+
+
+def test_eager_attention_is_masked_as_the_others_are(tmp_path, monkeypatch):
+    """It adds what it is given to the scores, where the others take True for "seen"."""
+    make_checkpoint(tmp_path, architecture="llama")
+    model = load_model(tmp_path, "float64")
+    monkeypatch.setattr("pipeline.policy.serves", lambda _: False)
+    found = {}
+    for kind in ("sdpa", "eager"):
+        model.set_attn_implementation(kind)
+        with torch.no_grad():
+            found[kind] = hidden_states(model.base_model, layout()).all
+    torch.testing.assert_close(found["eager"], found["sdpa"], rtol=0, atol=1e-5)
