@@ -150,14 +150,17 @@ class Cluster(Generic[Task, Found]):
                 max_task_retries=RETRIES,
             )(_Worker)
             self._workers = [remote.remote(self.make) for _ in range(self.config.workers)]
-        waiting = deque(enumerate(tasks))
+        waiting = enumerate(tasks)
         running: dict[Any, tuple[int, Any]] = {}
         idle = deque(self._workers * AHEAD)
-        while waiting or running:
-            while waiting and idle:
+        while True:
+            # A piece is made when a worker is free for it: all of them may not fit in memory.
+            while idle and (piece := next(waiting, None)) is not None:
+                index, task = piece
                 worker = idle.popleft()
-                index, task = waiting.popleft()
                 running[worker.run.remote(task)] = (index, worker)
+            if not running:
+                return
             (done, *_), _ = ray.wait(list(running))
             index, worker = running.pop(done)
             idle.append(worker)

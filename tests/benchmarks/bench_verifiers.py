@@ -147,6 +147,37 @@ def pooled(data: list[Row], repeat: int) -> dict[str, float]:
     }
 
 
+def hostile() -> dict[str, object] | None:
+    """Return how long the slowest of the adversarial texts takes; None without the local data.
+
+    Wall time, first in this process and then in a pool whose workers have 512 MB and a second.
+    """
+    from verifiers import VerifierPool, verify
+
+    path = ROOT.parent / "shared" / "verifier_pairs" / "adversarial.jsonl"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as lines:
+        found = [json.loads(line) for line in lines]
+    here = [
+        verify(row["gold"], row["pred"], policy="answer" if row["kind"] == "answer" else "boxed")
+        for row in found
+    ]
+    there = []
+    for kind, policy in (("answer", "answer"), ("response", "boxed")):
+        pairs = [(row["gold"], row["pred"]) for row in found if row["kind"] == kind]
+        with VerifierPool("boxed", {"policy": policy}, workers=1, memory_limit_mb=512) as pool:
+            there += pool.verify_many(pairs)
+    rules = [verdict.rule for verdict in there]
+    return {
+        "rows": len(found),
+        "slowest_ms": round(max(verdict.ms for verdict in here), 1),
+        "slowest_ms_in_the_pool": round(max(verdict.ms for verdict in there), 1),
+        "timeouts_in_the_pool": rules.count("timeout"),
+        "out_of_memory_in_the_pool": rules.count("memory_limit") + rules.count("worker_died"),
+    }
+
+
 def machine() -> dict[str, object]:
     """Return what the figures belong to."""
     command = ["git", "rev-parse", "HEAD"]
@@ -192,6 +223,7 @@ def main() -> None:
             statistics.fmean(peer) / statistics.fmean(fresh), 1
         )
     result["pool"] = pooled(data, options.repeat)
+    result["adversarial"] = hostile()
     print(json.dumps(result, indent=2))
 
 
