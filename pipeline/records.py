@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors
-from data_prep.jsonl import dump_row, parse_row, write_rows
+from data_prep.jsonl import dump_row, parse_row, read_rows, write_rows
 from pipeline.batch import Sequence
 from pipeline.monitor import Monitor
 from pipeline.trackers import Trackers
@@ -61,33 +61,44 @@ class Records:
         """Cut the files back to `start`, show the monitor what is left, and open the bar."""
         self.paths = {name: folder / f"{name}.jsonl" for name in ("steps", "timing", "warnings")}
         self.monitor, self.trackers = monitor, trackers
-        shown: dict[int, dict[str, Any]] = {}
         self.samples = 0
         for name, path in self.paths.items():
-            kept: list[dict[str, Any]] = []
-            if path.is_file():
-                # A line cut off by a kill is beyond the last saved state, so it may go.
-                for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-                    try:
-                        row = parse_row(line, f"{path}, line {number}")
-                    except UserError:
-                        # Rates decide nothing; of the others the state has seen to every row.
-                        if name == "timing":
-                            continue
-                        raise
-                    if row["step"] < start:
-                        kept.append(row)
-            self.samples += sum(int(row.get("samples", 0)) for row in kept)
-            write_rows(path, kept)
-            if name == "steps" and monitor is not None:
-                for row in kept:
-                    monitor.observe(row)
-            if name != "warnings":
-                for row in kept:
-                    shown.setdefault(row["step"], {}).update(row)
+            write_rows(path, self._kept(name, start))
         if trackers is not None:
-            trackers.begin(shown.values())
+            trackers.begin(self._shown() if trackers.kinds else ())
         self.bar = tqdm(total=total, initial=start, desc=label, unit="step", leave=True)
+
+    def _kept(self, name: str, start: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of steps before `start`, one at a time: there may be a great many."""
+        path = self.paths[name]
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                # A line cut off by a kill is beyond the last saved state, so it may go.
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    row = parse_row(line[:-1], f"{path}, line {number}")
+                except UserError:
+                    # Rates decide nothing; of the others the state has seen to every row.
+                    if name == "timing":
+                        continue
+                    raise
+                if row["step"] >= start:
+                    continue
+                self.samples += int(row.get("samples", 0))
+                if name == "steps" and self.monitor is not None:
+                    self.monitor.observe(row)
+                yield row
+
+    def _shown(self) -> list[dict[str, Any]]:
+        """Return the rows on record with their rates."""
+        found: dict[int, dict[str, Any]] = {}
+        for name in ("steps", "timing"):
+            for _, row in read_rows(self.paths[name]):
+                found.setdefault(row["step"], {}).update(row)
+        return list(found.values())
 
     def write(self, step: int, figures: Figures, timing: Figures) -> None:
         """Append a step's figures; what is not finite is written as null."""

@@ -3,10 +3,20 @@
 Beside parameters and moments a state knows what the stage's folder held when it was saved
 (records, rollouts, batches drawn ahead). It is gone on from only where all of that is still there,
 byte for byte; otherwise the one before it is.
+
+    state/step-000200/state.safetensors   parameters, moments
+                      state.json          its hash, and size and hash of what else the folder held
+    state/files.jsonl                     size and hash of each step's logs, a line each
+
+A step's logs never change again, so a state names them by its part of `files.jsonl`: saving
+costs the same at step 100,000 as at step 100.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,8 +36,12 @@ from data_prep.run_folder import FORMAT, VOLATILE, read_sealed, sealed
 from pipeline.ranks import ALONE, Ranks
 from pipeline.split import part_for, whole
 
+LEDGER = "state/files.jsonl"
 # Files that grow: what stands behind a state's own part belongs to later steps.
-GROWING = ("steps.jsonl", "warnings.jsonl")
+GROWING = ("steps.jsonl", "warnings.jsonl", LEDGER)
+# Folders with a file for each step, which is not changed once the step is taken.
+LOGS = ("rollouts", "coefficients")
+_LOG = re.compile(r"step-(\d+)\.jsonl")
 
 
 @dataclass(slots=True)
@@ -93,12 +107,13 @@ def save_state(
         with disk_errors(path):
             save_file({key: value.contiguous() for key, value in tensors.items()}, path)
             sync(path)
+        _list_logs(work, step)
         for name in GROWING:
             if (work / name).is_file():
                 sync(work / name)
         files = {
             str(path.relative_to(work)): [path.stat().st_size, file_hash(path)]
-            for path in (*_beside(work), *needed)
+            for path in (*_beside(work, step), *_ledger(work), *needed)
         }
         note = {"format": FORMAT, "step": step, "sha256": file_hash(path), "files": files}
         write_json(made / "state.json", sealed(note))
@@ -151,15 +166,21 @@ def load_state(work: Path, parts: dict[str, Part], ranks: Ranks = ALONE) -> int:
 
 def _newest(work: Path) -> Path | None:
     """Return the newest sound state, and forget what it does not stand on."""
-    found = []
+    found, damaged = [], []
     for path in reversed(_states(work / "state")):
         damage = _damage(work, path)
         if damage is None:
             if found:
                 print(f"{'; '.join(found)}; going on from step {_step(path)}", file=sys.stderr)
-            _forget(work, set(read_sealed(path / "state.json", "").get("files", {})))
+            for later in damaged:
+                shutil.rmtree(later)
+            files = read_sealed(path / "state.json", "").get("files", {})
+            for ledger in _ledger(work):
+                os.truncate(ledger, files.get(LEDGER, [0])[0])
+            _forget(work, {*files, *(name for name, *_ in _listed(work))})
             return path
         found.append(damage)
+        damaged.append(path)
     if found:
         raise UserError(
             str(work / "state"),
@@ -167,17 +188,77 @@ def _newest(work: Path) -> Path | None:
             "a sound state",
             f"remove {work} to start the stage again",
         )
+    for ledger in _ledger(work):
+        ledger.unlink()
     _forget(work, set())
     return None
 
 
-def _beside(work: Path) -> Iterator[Path]:
-    """Yield the files of a stage's folder that steps have left; not the states themselves."""
-    for path in sorted(work.rglob("*")):
-        if path.suffix == ".tmp" or path.name in VOLATILE or not path.is_file():
+def _ledger(work: Path) -> list[Path]:
+    """Return the ledger, where there is one."""
+    return [work / LEDGER] if (work / LEDGER).is_file() else []
+
+
+def _beside(work: Path, step: int = 0) -> Iterator[Path]:
+    """Yield the files of a stage's folder that steps have left; not the states themselves.
+
+    Args:
+        work: The stage's folder.
+        step: Logs of earlier steps are left out.
+    """
+    for folder, folders, names in os.walk(work):
+        inner = os.path.relpath(folder, work)
+        if inner == ".":
+            folders[:] = sorted({*folders} - {"state"})
+        folders.sort()
+        for name in sorted(names):
+            log = _LOG.fullmatch(name) if step and inner in LOGS else None
+            if log is not None and int(log[1]) < step:
+                continue
+            if not name.endswith(".tmp") and name not in VOLATILE:
+                yield Path(folder, name)
+
+
+def _list_logs(work: Path, step: int) -> None:
+    """Add the logs of the steps before `step` that are not in the ledger yet."""
+    last = _last_listed(work)
+    found = []
+    for folder in LOGS:
+        if not (work / folder).is_dir():
             continue
-        if not path.is_relative_to(work / "state"):
-            yield path
+        for entry in os.scandir(work / folder):
+            log = _LOG.fullmatch(entry.name)
+            if log is not None and last < int(log[1]) < step:
+                found.append((int(log[1]), f"{folder}/{entry.name}"))
+    if not found:
+        return
+    with disk_errors(work / LEDGER), (work / LEDGER).open("a", encoding="utf-8") as file:
+        for number, name in sorted(found):
+            size = (work / name).stat().st_size
+            # Not `file_hash`, which would keep every one of them in memory.
+            content = prefix_hash(work / name, size)
+            row = {"name": name, "step": number, "size": size, "sha256": content}
+            file.write(json.dumps(row) + "\n")
+
+
+def _last_listed(work: Path) -> int:
+    """Return the step of the ledger's last line, -1 where there is none."""
+    for path in _ledger(work):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().splitlines()
+        if lines:
+            return int(json.loads(lines[-1])["step"])
+    return -1
+
+
+def _listed(work: Path, size: int | None = None) -> Iterator[tuple[str, int, str]]:
+    """Yield name, size and SHA-256 of the logs in the ledger's first `size` bytes."""
+    for path in _ledger(work):
+        with path.open("rb") as file:
+            for line in file.read(-1 if size is None else size).splitlines():
+                row = json.loads(line)
+                yield row["name"], row["size"], row["sha256"]
 
 
 def _forget(work: Path, kept: set[str]) -> None:
@@ -198,12 +279,24 @@ def _damage(work: Path, state: Path) -> str | None:
     except (UserError, OSError, KeyError) as error:
         where = error.where if isinstance(error, UserError) else state / "state.safetensors"
         return f"{where} is missing or damaged"
-    for name, (size, content) in note.get("files", {}).items():
+    files = note.get("files", {})
+    own = [(name, size, content) for name, (size, content) in files.items()]
+    damage = _damaged_file(work, own)
+    if damage is None and LEDGER in files:
+        damage = _damaged_file(work, _listed(work, files[LEDGER][0]))
+    return damage
+
+
+def _damaged_file(work: Path, files: Iterable[tuple[str, int, str]]) -> str | None:
+    """Return what is wrong with the first file that is not as it was, None for nothing."""
+    for name, size, content in files:
         path = work / name
         if not path.is_file():
             return f"{path} is missing"
-        grows = name in GROWING and path.stat().st_size > size
-        if (prefix_hash(path, size) if grows else file_hash(path)) != content:
+        held = path.stat().st_size
+        if held < size or (held > size and name not in GROWING):
+            return f"{path} is damaged"
+        if prefix_hash(path, size) != content:
             return f"{path} is damaged"
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -257,6 +258,60 @@ def test_a_damaged_state_gives_way_to_the_one_before(run, monkeypatch):
     train(run, config)
     steps = [row["step"] for _, row in read_rows(Path(run.out) / "rft" / "steps.jsonl")]
     assert steps == list(range(6))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(place):
+    def change(path):
+        data = bytearray(path.read_bytes())
+        data[int(place * len(data))] ^= 1
+        path.write_bytes(data)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "goes_on_from"),
+    [
+        ("state/files.jsonl", cut, 2),
+        ("state/files.jsonl", flip(0.9), 2),
+        ("state/files.jsonl", flip(0.1), None),
+        ("state/files.jsonl", Path.unlink, None),
+        ("rollouts/step-00003.jsonl", flip(0.5), 2),
+        ("rollouts/step-00003.jsonl", Path.unlink, 2),
+        ("rollouts/step-00001.jsonl", flip(0.5), None),
+    ],
+)
+def test_a_state_stands_on_the_logs_of_its_steps(
+    run, monkeypatch, capsys, file, damage, goes_on_from
+):
+    config = stage(run, "grpo")
+    expected = train(run, config.model_copy(update={"name": "whole"}))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(Killed):
+            train(run, config)
+    work = Path(run.out) / "grpo.partial"
+    rows = [row for _, row in read_rows(work / "state" / "files.jsonl")]
+    logs = [row["name"] for row in rows if row["name"].startswith("rollouts/")]
+    assert logs == [f"rollouts/step-{step:05d}.jsonl" for step in range(4)]
+    for name in ("step-000002", "step-000004"):
+        note = json.loads((work / "state" / name / "state.json").read_text("utf-8"))
+        assert not any(file.startswith("rollouts/") for file in note["files"])
+    damage(work / file)
+    if goes_on_from is None:
+        with pytest.raises(UserError, match="no saved training state"):
+            train(run, config)
+        return
+    capsys.readouterr()
+    found = train(run, config)
+    assert f"going on from step {goes_on_from}" in capsys.readouterr().err
+    assert weights(found) == weights(expected)
+    for path in expected.rglob("step-*.jsonl"):
+        assert (found / path.relative_to(expected)).read_bytes() == path.read_bytes()
 
 
 def test_when_every_state_is_damaged_it_says_so(run, monkeypatch):
