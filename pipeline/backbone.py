@@ -14,20 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.attention import Plan, attend
 from pipeline.kernels import gated_unit, is_plain_linear, linear, rms_norm, rotate, round_up
 from pipeline.layout import Layout
+from pipeline.model import exact_rms_norm
 
 ARCHITECTURES = ("LlamaModel", "Qwen2Model", "Qwen3Model")
+# Whose forward passes are known here; anybody else's do what they were put there for.
+HOMES = ("torch", "transformers", "peft")
 
 
 def serves(backbone: Any) -> bool:
     """Return whether `final_states` stands for a backbone's own forward pass.
 
     It does not on a GPU, in half precision, for other architectures, and where somebody has
-    hooked into the modules' calls or spread their parameters over processes.
+    hooked into the modules' calls, replaced or compiled one, or spread their parameters over
+    processes.
     """
     config = backbone.config
     kind = type(backbone)
@@ -50,11 +55,27 @@ def serves(backbone: Any) -> bool:
         for p in backbone.parameters()
     ):
         return False
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks
+    return not _has_any_global_hook() and all(
+        _is_as_written(module)
         for module in backbone.modules()
         if module is not backbone.embed_tokens  # which is called as it is
     )
+
+
+def _is_as_written(module: nn.Module) -> bool:
+    """Return whether a call of a module is its class's own forward pass and nothing else."""
+    forward = module.__dict__.get("forward")
+    if forward is not None and getattr(forward, "func", None) is not exact_rms_norm:
+        return False
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    if any(hooks) or module._compiled_call_impl is not None:
+        return False
+    return type(module).forward.__module__.partition(".")[0] in HOMES
 
 
 def final_states(backbone: Any, layout: Layout, bfloat16: bool = False) -> Tensor:

@@ -2,13 +2,16 @@
 
 The flat order is the one that everything is written in: T tokens, document after document, where
 a document is a prompt with its completions. Backbones that read rows are given `Rows`, which
-hold as many documents each as fit the longest one, and a mask that keeps them apart.
+hold as many documents each as fit the longest one, and a mask that keeps them apart. What such a
+mask cannot say (a sliding window, a state that is carried on) is left to the model: every
+completion then stands behind a prompt of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +19,10 @@ from torch import Tensor
 
 from pipeline.attention import Plan, plan_of
 from pipeline.kernels import round_up
+
+# How a model reads rows: by our mask, completions behind a prompt that they share; by positions
+# that begin anew, from which it makes masks itself; or a sequence a row, as everything can.
+Reading = Literal["shared", "packed", "alone"]
 
 
 @dataclass(slots=True)
@@ -25,9 +32,11 @@ class Rows:
     Attributes:
         input_ids: [B, L], 0 where there is no token.
         position_ids: [B, L]; None where every row is one document without branches.
-        attention: [B, 1, L, L] bool, True where a query sees a key; None for plain rows, whose
-            causal mask the model makes itself (padding stands at the end, unseen).
-        place: [T], where each token stands in the flattened rows.
+        attention: [B, 1, L, L] bool, True where a query sees a key; None where the model makes
+            its masks itself: from the positions, or for plain rows (padding stands at the end,
+            unseen).
+        place: [T], where each token stands in the flattened rows; of a prompt that several rows
+            have, in the first of them.
     """
 
     input_ids: Tensor
@@ -85,12 +94,21 @@ class Layout:
             self._plans[heads, key_heads] = plan_of(spans, tokens, heads, key_heads)
         return self._plans[heads, key_heads]
 
-    def rows(self) -> Rows:
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with a completion of its own."""
+        return int((self.spans[:, 1] + self.spans[:, 3]).max())
+
+    def rows(self, reading: Reading = "shared") -> Rows:
         """Return the tokens in rows of the longest document's length, by best fit decreasing."""
-        begins = np.flatnonzero(self.spans[:, 3] == 0)
-        lengths = np.add.reduceat(self.spans[:, 1], begins)
-        rows = _best_fit(lengths)
-        branches = len(begins) != len(self.spans)
+        branches = bool((self.spans[:, 3] > 0).any())
+        if reading == "shared":
+            begins = np.flatnonzero(self.spans[:, 3] == 0)
+            lengths = np.add.reduceat(self.spans[:, 1], begins)
+            tokens = np.arange(len(self.input_ids))
+        else:
+            lengths, tokens = self._sequences()
+        rows = np.arange(len(lengths)) if reading == "alone" else _best_fit(lengths)
         count, width = 1 + int(rows.max()), int(lengths.max())
         column = np.zeros(len(lengths), dtype=np.int64)
         filled = np.zeros(count, dtype=np.int64)
@@ -98,17 +116,24 @@ class Layout:
             column[document] = filled[rows[document]]
             filled[rows[document]] += lengths[document]
         starts = np.cumsum(lengths) - lengths
-        place = np.arange(len(self.input_ids)) + np.repeat(rows * width + column - starts, lengths)
+        place = np.arange(len(tokens)) + np.repeat(rows * width + column - starts, lengths)
+        first = np.empty(len(self.input_ids), dtype=np.int64)
+        first[tokens[::-1]] = place[::-1]  # the last one that is written stays
         device = self.input_ids.device
         at = torch.from_numpy(place).to(device)
+        taken = torch.from_numpy(tokens).to(device)
+        found = torch.from_numpy(first).to(device)
 
         def spread(values: Tensor, empty: int) -> Tensor:
             made = torch.full((count * width,), empty, dtype=values.dtype, device=device)
             return made.index_copy_(0, at, values).view(count, width)
 
-        ids = spread(self.input_ids, 0)
-        if not branches and count == len(lengths):
-            return Rows(ids, None, None, at)
+        ids = spread(self.input_ids[taken], 0)
+        if count == len(lengths) and (reading != "shared" or not branches):
+            return Rows(ids, None, None, found)
+        positions = spread(self.position_ids[taken], 0)
+        if reading == "packed":
+            return Rows(ids, positions, None, found)
         owner = np.repeat(np.arange(len(lengths)), lengths)
         branch = np.repeat(
             np.where(self.spans[:, 3] > 0, np.arange(len(self.spans)), -1), self.spans[:, 1]
@@ -117,7 +142,17 @@ class Layout:
             spread(torch.from_numpy(owner).to(device), -1),
             spread(torch.from_numpy(branch).to(device), -1),
         )
-        return Rows(ids, spread(self.position_ids, 0), seen, at)
+        return Rows(ids, positions, seen, found)
+
+    def _sequences(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lengths of all prompts with one completion, and which tokens they are."""
+        shared = set(self.spans[self.spans[:, 3] > 0, 2].tolist())
+        sequences = [
+            np.concatenate([np.arange(parent, parent + before), np.arange(start, start + length)])
+            for start, length, parent, before in self.spans.tolist()
+            if before or start not in shared
+        ]
+        return np.array([len(s) for s in sequences]), np.concatenate(sequences)
 
 
 def _best_fit(lengths: np.ndarray) -> np.ndarray:

@@ -159,20 +159,23 @@ def refuse_pickles(folder: str | Path) -> None:
 def in_own_precision(model: PreTrainedModel) -> PreTrainedModel:
     """Let a float64 model's norms compute in float64: transformers' round to float32.
 
-    Without this no proof about a float64 model holds beyond 1e-8.
+    Without this no proof about a float64 model holds beyond 1e-8. Norms of other formulas, such as
+    Gemma's with 1 + w, stay as they are.
     """
     import torch
 
     if model.dtype != torch.float64:
         return model
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
+        # What Llama's norm and its copies call it; those of another formula call it `eps`.
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             norm: Any = module
-            norm.forward = partial(_rms_norm, norm)
+            norm.forward = partial(exact_rms_norm, norm)
     return model
 
 
-def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+def exact_rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """Return w x / √(mean x² + ε), in the precision of x."""
     import torch
 
     return torch.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.backbone import final_states, serves
+from pipeline.layout import Reading
 from pipeline.logprobs import Selected, selected_logprobs
 from pipeline.split import whole
 
@@ -68,21 +70,56 @@ def hidden_states(backbone: Any, layout: Layout, autocast: bool = False) -> Stat
     """
     if serves(backbone):
         return States(final_states(backbone, layout, autocast), layout)
-    rows = layout.rows()
+    rows = layout.rows(reading_of(backbone, layout.longest))
     mask = rows.attention
     if mask is not None and backbone.config._attn_implementation == "eager":
         # Which adds the mask to the scores.
         kind = next(backbone.parameters()).dtype
         mask = torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
+    given = {"attention_mask": mask, "position_ids": rows.position_ids}
     with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=autocast):
         found = backbone(
             input_ids=rows.input_ids,
-            attention_mask=mask,
-            position_ids=rows.position_ids,
             use_cache=False,
+            **{key: value for key, value in given.items() if value is not None},
         ).last_hidden_state
     place = rows.place.index_select(0, layout.kept)
     return States(found.flatten(0, 1).index_select(0, place), layout)
+
+
+def reading_of(backbone: Any, longest: int) -> Reading:
+    """Return how a transformers backbone is to be given documents.
+
+    A mask of ours reaches all layers alike, and says only who sees whom. It is right for layers
+    that look at everything before them, and for windows that hold the whole of each text. Shorter
+    windows are masked by transformers itself, which tells packed texts apart by their positions.
+    Anything else (chunks, states that are carried on, positions that the model counts for itself,
+    kernels that take no such mask) gets a text a row; a prompt is then computed with each of its
+    completions, and rows are padded to the longest.
+
+    Args:
+        backbone: A model without its head.
+        longest: Tokens of the longest prompt with a completion.
+    """
+    config = backbone.config.get_text_config()
+    if (
+        getattr(backbone, "_is_stateful", False)
+        or "position_ids" not in inspect.signature(backbone.forward).parameters
+        or config._attn_implementation not in ("sdpa", "eager")
+        or any(getattr(config, key, None) for key in ("alibi", "attention_types"))
+    ):
+        return "alone"
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        is_used = window is not None and getattr(config, "use_sliding_window", True)
+        kinds = {"sliding_attention" if is_used else "full_attention"}
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return "alone"
+    if "sliding_attention" not in kinds or (window is not None and longest <= window):
+        return "shared"
+    own_code = not type(backbone).__module__.startswith("transformers.models.")
+    return "alone" if own_code else "packed"
 
 
 def token_logprobs(
@@ -133,8 +170,16 @@ def check_head(model: PreTrainedModel) -> None:
 
     Raises:
         UserError: The model caps or scales its logits, or its head has a bias; log-probs made
-            here would differ from the model's own.
+            here would differ from the model's own. Or it does not say which part of it makes the
+            hidden states.
     """
+    if model.base_model is model:
+        raise UserError(
+            "model",
+            f"a {type(model).__name__}, which does not name its backbone (base_model_prefix)",
+            "a causal LM whose `base_model` gives hidden states",
+            "train another architecture",
+        )
     for key, plain in (("final_logit_softcapping", None), ("logit_scale", 1.0)):
         value = getattr(model.config, key, plain)
         if value not in (plain, None):

@@ -147,3 +147,10 @@ def test_heads_that_do_more_than_a_product_are_refused(checkpoint):
     model.config.final_logit_softcapping = 30.0
     with pytest.raises(UserError, match="final_logit_softcapping"):
         check_head(model)
+
+
+def test_a_model_that_does_not_name_its_backbone_is_refused(checkpoint):
+    model = load_model(checkpoint)
+    model.base_model_prefix = "language_model"
+    with pytest.raises(UserError, match="does not name its backbone"):
+        check_head(model)
