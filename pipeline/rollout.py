@@ -97,6 +97,7 @@ class Rollouts:
         self.engine, self.pool, self.sampling = engine, pool, sampling
         self.rewards, self.method = rewards, method
         self.batch, self.folder = batch, folder
+        self._epoch: tuple[int, list[int]] = (-1, [])
         folder.mkdir(parents=True, exist_ok=True)
 
     def order(self, step: int) -> list[int]:
@@ -106,10 +107,17 @@ class Rollouts:
         position = step * self.batch
         while len(chosen) < self.batch:
             epoch, offset = divmod(position + len(chosen), count)
-            permutation = list(range(count))
-            random.Random(f"{self.sampling.seed}/prompts/{epoch}").shuffle(permutation)  # noqa: S311 - an order, not a secret
-            chosen += permutation[offset : offset + self.batch - len(chosen)]
+            chosen += self._permutation(epoch)[offset : offset + self.batch - len(chosen)]
         return chosen
+
+    def _permutation(self, epoch: int) -> list[int]:
+        """Return the order of an epoch, kept until another is asked for."""
+        known, permutation = self._epoch
+        if known != epoch:
+            permutation = list(range(len(self.problems)))
+            random.Random(f"{self.sampling.seed}/prompts/{epoch}").shuffle(permutation)  # noqa: S311 - an order, not a secret
+            self._epoch = epoch, permutation
+        return permutation
 
     def spare(self, step: int) -> list[int]:
         """Return the other problems, in the order in which a step draws them for refilling.
@@ -130,7 +138,9 @@ class Rollouts:
         """Sample, judge and log the groups of a step, refilling where the method asks for it."""
         drawn = Drawn([], [])
         rows: list[dict[str, Any]] = []
-        waiting, spare = self.order(step), self.spare(step) if self.method.refill else []
+        waiting = self.order(step)
+        # Put in order only where they are asked for: there may be a million.
+        spare: Iterator[int] | None = None
         places = asked = 0
         groups = itertools.count()
         while waiting:
@@ -161,7 +171,8 @@ class Rollouts:
                 break
             # As many as should fill the places at the share of usable groups so far.
             count = min(self.batch, math.ceil(missing * asked / max(1, places)))
-            waiting, spare = spare[:count], spare[count:]
+            spare = iter(self.spare(step)) if spare is None else spare
+            waiting = list(itertools.islice(spare, count))
             drawn.rounds += bool(waiting)
         if self.method.refill and places < self.batch:
             tqdm.write(
