@@ -193,24 +193,25 @@ def build(config: DataConfig, run: Path, seed: int) -> Path:
         ),
         **judged_figures(tables),
     }
-    folder = stage.begin()
-    for split in PRIORITY:
-        write_rows(folder / f"{split}.jsonl", (p.to_row() for p in splits[split]))
-    with disk_errors(folder / "tokenizer"):
-        formatter.tokenizer.save_pretrained(folder / "tokenizer")
-    for split, rows in (("train", train), ("validation", held_out)):
-        write_sequences(folder, split, rows.problems, rows.pairs, rows.order())
-    write_judged(folder, tables)
-    write_json(folder / "statistics.json", statistics)
-    final = stage.complete(
-        problems={split: len(splits[split]) for split in PRIORITY},
-        sft_train=len(train.draws),
-        sft_validation=len(held_out.draws),
-        judged={
-            name: {split: len(rows) for split, rows in splits.items()}
-            for name, splits in tables.items()
-        },
-    )
+    with stage:
+        folder = stage.begin()
+        for split in PRIORITY:
+            write_rows(folder / f"{split}.jsonl", (p.to_row() for p in splits[split]))
+        with disk_errors(folder / "tokenizer"):
+            formatter.tokenizer.save_pretrained(folder / "tokenizer")
+        for split, rows in (("train", train), ("validation", held_out)):
+            write_sequences(folder, split, rows.problems, rows.pairs, rows.order())
+        write_judged(folder, tables)
+        write_json(folder / "statistics.json", statistics)
+        final = stage.complete(
+            problems={split: len(splits[split]) for split in PRIORITY},
+            sft_train=len(train.draws),
+            sft_validation=len(held_out.draws),
+            judged={
+                name: {split: len(rows) for split, rows in splits.items()}
+                for name, splits in tables.items()
+            },
+        )
     _tell(statistics, final, time.monotonic() - started)
     return final
 

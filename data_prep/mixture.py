@@ -70,6 +70,13 @@ def build_mixture(
     if stage.is_complete:
         print(f"mixture: complete, kept as it is ({stage.final})", file=sys.stderr)
         return stage.final
+    with stage:
+        return _build(config, profile, seed, cluster, stage)
+
+
+def _build(
+    config: MixtureConfig, profile: Profile, seed: int, cluster: ClusterConfig | None, stage: Stage
+) -> Path:
     started = time.monotonic()
     is_new = not stage.work.is_dir()
     folder = stage.begin()

@@ -24,7 +24,9 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 from . import jsonl
@@ -234,8 +236,8 @@ def _path_plugins(value: Any) -> dict[str, Path]:
 _LOCKS: dict[Path, IO[str]] = {}
 
 
-def _lock(path: Path) -> None:
-    """Take a stage's lock for the life of this process.
+def _lock(path: Path) -> bool:
+    """Take a stage's lock, unless this process holds it; return whether it was taken.
 
     The kernel gives it back when the process ends, however it ends, so no lock is ever stale.
 
@@ -244,29 +246,51 @@ def _lock(path: Path) -> None:
     """
     path = path.resolve()
     if path in _LOCKS:
-        return
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise UserError(
-            str(path.parent),
-            f"this stage is running in process {holder}",
-            "one process a stage",
-            "wait for it, or stop it",
-        ) from None
-    with disk_errors(path):
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        return False
+    with ExitStack() as failing:
+        file = failing.enter_context(path.open("a+", encoding="utf-8"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(
+                str(path.parent),
+                f"this stage is running in process {holder}",
+                "one process a stage",
+                "wait for it, or stop it",
+            ) from None
+        with disk_errors(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        failing.pop_all()
     _LOCKS[path] = file
+    return True
+
+
+def _unlock(path: Path) -> None:
+    """Give a stage's lock back, where this process holds it."""
+    file = _LOCKS.pop(path.resolve(), None)
+    if file is not None:
+        # Closing alone would leave it to a worker process that was forked meanwhile.
+        fcntl.flock(file, fcntl.LOCK_UN)
+        file.close()
 
 
 class Stage:
     """One stage's folder, from plan to manifest.
+
+        stage = Stage(run, name, config, inputs)
+        if stage.is_complete:
+            return stage.final
+        with stage:
+            work = stage.begin()
+            …
+            return stage.complete()
+
+    Between `begin` and `complete` no other process touches it; leaving the block without
+    `complete` keeps what was made, to go on from, and lets another process begin.
 
     Args:
         run: The run folder.
@@ -298,12 +322,33 @@ class Stage:
         }
         self._started = time.monotonic()
 
+    def __enter__(self) -> Stage:
+        """Do nothing: `begin` locks."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the lock back."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the lock back, where this process holds it."""
+        _unlock(self._lock_file)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.run / f".{self.name}.lock"
+
     @property
     def is_complete(self) -> bool:
         """Whether the folder is there and was made from this very plan.
 
         Raises:
-            UserError: It was, and is damaged.
+            UserError: It was, and is damaged; or another process is completing it.
         """
         self._finish_rename()
         if not (self.final / "manifest.json").is_file():
@@ -331,7 +376,7 @@ class Stage:
             UserError: Another process runs this stage, or the partial folder's plan is damaged.
         """
         self.run.mkdir(parents=True, exist_ok=True)
-        _lock(self.run / f".{self.name}.lock")
+        _lock(self._lock_file)
         plan_file = self.work / "plan.json"
         if self.work.is_dir() and not self._is_gone_on_with(plan_file):
             shutil.rmtree(self.work)
@@ -398,9 +443,7 @@ class Stage:
         jsonl.write_json(self.work / "manifest.json", sealed(manifest))
         (self.work / "plan.json").unlink()
         self._rename(scratch)
-        lock = _LOCKS.pop((self.run / f".{self.name}.lock").resolve(), None)
-        if lock is not None:
-            lock.close()
+        self.release()
         return self.final
 
     def _rename(self, scratch: tuple[str, ...]) -> None:
@@ -415,15 +458,31 @@ class Stage:
         sync(self.run)
         _remove(old)
 
+    @property
+    def _wants_rename(self) -> bool:
+        """Whether it was made, and killed between its manifest and the rename."""
+        return (self.work / "manifest.json").is_file() and not (self.work / "plan.json").exists()
+
     def _finish_rename(self) -> None:
-        """Complete a stage that was killed between its manifest and the rename."""
-        path = self.work / "manifest.json"
-        if (self.work / "plan.json").exists() or not path.is_file():
+        """Complete a stage that was killed between its manifest and the rename.
+
+        Raises:
+            UserError: The process that makes it lives, and is about to do so.
+        """
+        if not self._wants_rename:
             return
-        manifest = read_manifest(self.work)
-        if manifest["plan"] == self.plan:
-            # The manifest may come from anywhere: what it names is checked before it is removed.
-            self._rename(tuple(folder_name(name, str(path)) for name in manifest["scratch"]))
+        taken = _lock(self._lock_file)
+        try:
+            # Another process may have done it before the lock was had.
+            if self._wants_rename:
+                manifest = read_manifest(self.work)
+                if manifest["plan"] == self.plan:
+                    # It may come from anywhere: what it names is checked before it is removed.
+                    where = str(self.work / "manifest.json")
+                    self._rename(tuple(folder_name(n, where) for n in manifest["scratch"]))
+        finally:
+            if taken:
+                self.release()
 
 
 def _remove(folder: Path) -> None:

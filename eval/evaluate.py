@@ -190,39 +190,44 @@ def evaluate(job: Job) -> Path:
     stage = Stage(job.out, f"eval-{job.name}", settings, {})
     if stage.is_complete:
         return stage.final
-    work = stage.begin()
-    journal = Journal(work)
-    is_sound = stage.is_sound
-    if stage.final.is_dir() and not is_sound:
-        print(f"{stage.final}: damaged; nothing is taken over from it", file=sys.stderr)
-    engine = _LazyEngine(job)
-    samples = 0
-    with ExitStack() as cleanup:
-        cleanup.callback(engine.close)
-        pools: dict[str, VerifierPool] = {}
-        for name, rows in problems.items():
-            print(plain(f"{job.name} on {name}: {len(rows)} questions"), file=sys.stderr)
-            # Whole prompts are for --dry-run; here it is only that nobody samples blindly.
-            print(plain("\n".join(f"  {shorten(line)}" for line in notes[name])), file=sys.stderr)
-            plan, folder = plans[name], work / name
-            folder.mkdir(exist_ok=True)
-            write_json(folder / "generation.json", plan.generation)
-            if is_sound:
-                plan.adopt_judgements(stage.final / name, folder, journal)
-            plan.write(folder)
-            key = fingerprint(plan.grading["checker"])
-            if key not in pools:
-                checker = plan.grading["checker"]
-                opened = pool_of(checker, job.config.workers, job.config.time_limit_s, job.cluster)
-                pools[key] = cleanup.enter_context(opened)
-            samples += _suite(
-                job, name, rows, prompts[name], profile, engine, pools[key], reward, plan, folder,
-                journal,
-            )  # fmt: skip
-    for old in sorted(stage.final.glob("*/figures.json")):
-        if is_sound and old.parent.name not in problems and _still_holds(old, weights):
-            link_folder(old.parent, work / old.parent.name)
-    return stage.complete(suites=list(problems), samples=samples, model=str(job.model))
+    with stage:
+        work = stage.begin()
+        journal = Journal(work)
+        is_sound = stage.is_sound
+        if stage.final.is_dir() and not is_sound:
+            print(f"{stage.final}: damaged; nothing is taken over from it", file=sys.stderr)
+        engine = _LazyEngine(job)
+        samples = 0
+        with ExitStack() as cleanup:
+            cleanup.callback(engine.close)
+            pools: dict[str, VerifierPool] = {}
+            for name, rows in problems.items():
+                print(plain(f"{job.name} on {name}: {len(rows)} questions"), file=sys.stderr)
+                # Whole prompts are for --dry-run; here it is only that nobody samples blindly.
+                print(
+                    plain("\n".join(f"  {shorten(line)}" for line in notes[name])), file=sys.stderr
+                )
+                plan, folder = plans[name], work / name
+                folder.mkdir(exist_ok=True)
+                write_json(folder / "generation.json", plan.generation)
+                if is_sound:
+                    plan.adopt_judgements(stage.final / name, folder, journal)
+                plan.write(folder)
+                key = fingerprint(plan.grading["checker"])
+                if key not in pools:
+                    checker = plan.grading["checker"]
+                    opened = pool_of(
+                        checker, job.config.workers, job.config.time_limit_s, job.cluster
+                    )
+                    pools[key] = cleanup.enter_context(opened)
+                samples += _suite(
+                    job, name, rows, prompts[name], profile, engine, pools[key], reward, plan,
+                    folder, journal,
+                )  # fmt: skip
+        for old in sorted(stage.final.glob("*/figures.json")):
+            if is_sound and old.parent.name not in problems and _still_holds(old, weights):
+                link_folder(old.parent, work / old.parent.name)
+        return stage.complete(suites=list(problems), samples=samples, model=str(job.model))
 
 
 def shorten(line: str, most: int = 160) -> str:

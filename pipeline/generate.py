@@ -148,27 +148,28 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
     prompts = render_prompts(problems, tokenizer, profile_of(model, run.profile))
     sampling = run.sampling.of_run(n=config.group_size, seed=run.seed)
     engine = engine_of(run.engine, model, run.cluster)
-    try:
-        work = stage.begin()
-        samples = list(
-            generate_shards(engine, prompts, sampling, work, config.shard_size, "samples")
+    with stage:
+        try:
+            work = stage.begin()
+            samples = list(
+                generate_shards(engine, prompts, sampling, work, config.shard_size, "samples")
+            )
+        finally:
+            engine.close()
+        write_rows(
+            work / "prompts.jsonl",
+            (
+                {
+                    "problem_id": p.id,
+                    "token_ids": list(prompt.token_ids),
+                    "gold": p.answer,
+                    "level": p.level,
+                }
+                for p, prompt in zip(problems, prompts, strict=True)
+            ),
         )
-    finally:
-        engine.close()
-    write_rows(
-        work / "prompts.jsonl",
-        (
-            {
-                "problem_id": p.id,
-                "token_ids": list(prompt.token_ids),
-                "gold": p.answer,
-                "level": p.level,
-            }
-            for p, prompt in zip(problems, prompts, strict=True)
-        ),
-    )
-    tokens = sum(len(s.token_ids) for s in samples)
-    return stage.complete(problems=len(problems), samples=len(samples), tokens=tokens)
+        tokens = sum(len(s.token_ids) for s in samples)
+        return stage.complete(problems=len(problems), samples=len(samples), tokens=tokens)
 
 
 def main(arguments: list[str]) -> None:

@@ -482,13 +482,16 @@ def train(run: RunConfig, config: TrainConfig) -> Path:
     refuse_nonsense(run, config, method)
     device = pick_device(run.engine.device)  # type: ignore[attr-defined]
     ranks = open_ranks(config.parallel, device, f"stage {config.name!r}, key 'parallel'")
-    with ranks.quiet():
-        final = _train(run, config, method, ranks)
+    with ranks.quiet(), ExitStack() as whole_stage:
+        final = _train(run, config, method, ranks, whole_stage)
     ranks.close()
     return final
 
 
-def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) -> Path:
+def _train(
+    run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks, whole_stage: ExitStack
+) -> Path:
+    """Do it; what is put on `whole_stage` is held until the stage is published."""
     if ranks.count > 1:
         refuse_several(run, config, method, ranks.kind)
     out = Path(run.out)
@@ -523,6 +526,7 @@ def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) ->
     parts = trainer.parts()
 
     with ExitStack() as cleanup:
+        whole_stage.enter_context(stage)
         work = ranks.lead(stage.begin)
         if ranks.leads:
             cleanup.callback(stage.drop_if_empty)
@@ -553,7 +557,7 @@ def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) ->
             cleanup.callback(records.close)
         span = math.ceil(data.steps / config.iterations)
         step = start - 1
-        interruption = cleanup.enter_context(Interruption("step", ranks.speaks))
+        interruption = whole_stage.enter_context(Interruption("step", ranks.speaks))
         for step in range(start, data.steps):
             began = time.perf_counter()
             figures: dict[str, Any] = {}
@@ -590,11 +594,11 @@ def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) ->
             }
             if records is not None:
                 records.write(step, figures, timing)
+            interruption.asked = ranks.any(interruption.asked)
             if config.sample_budget:
                 drawn_so_far = ranks.lead(lambda: records.samples if records else 0)
                 if drawn_so_far >= config.sample_budget:
                     break
-            interruption.asked = ranks.any(interruption.asked)
             if step + 1 < data.steps and (
                 (step + 1) % config.save_every == 0 or interruption.asked
             ):
@@ -606,9 +610,11 @@ def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) ->
                     ranks.wait()  # a launcher stops the leader when the others have ended
                 interruption.check()
 
+    # A signal of the last step, or from here on, ends the run when the stage is published.
     weights = dict(trained_weights(trainer, ranks))
     if not ranks.leads:
-        ranks.wait()
+        interruption.asked = ranks.any(interruption.asked)
+        interruption.check()
         return stage.final
     reads = ""
     if method.trains == "scores":
@@ -623,10 +629,11 @@ def _train(run: RunConfig, config: TrainConfig, method: Method, ranks: Ranks) ->
         save_checkpoint(work / "reward_model", replay.model, tokenizer, ends, profile, "end")
     parameters = sum(p.numel() for p in model.parameters())
     final = stage.complete(scratch=("state",), steps=step + 1, parameters=parameters)
-    ranks.wait()
     if config.push_to_hub:
         where = f"stage {config.name!r}, key 'push_to_hub'"
         tqdm.write(publish(final / "checkpoint", config.push_to_hub, where), file=sys.stderr)
+    interruption.asked = ranks.any(interruption.asked)
+    interruption.check()
     return final
 
 

@@ -76,14 +76,19 @@ def shares(
 
 def verify(run: RunConfig, config: VerifyConfig) -> Path:
     """Run the stage; return its folder."""
-    from pipeline.cluster import pool_of
-
     out = Path(run.out)
     source = out / "generate"
     settings = config.model_dump(mode="json", exclude={"workers"})
     stage = Stage(out, "verify", settings, {"generate": source})
     if stage.is_complete:
         return stage.final
+    with stage:
+        return _verify(run, config, source, stage)
+
+
+def _verify(run: RunConfig, config: VerifyConfig, source: Path, stage: Stage) -> Path:
+    from pipeline.cluster import pool_of
+
     golds = {row["problem_id"]: row["gold"] for _, row in read_rows(source / "prompts.jsonl")}
     work = stage.begin()
     outcomes: Counter[str] = Counter()

@@ -1,11 +1,17 @@
-"""Stage folders: whose manifest it is, and folders that were moved elsewhere."""
+"""Stage folders: whose manifest it is, those that were moved elsewhere, who may change one."""
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
 
+from data_prep.errors import UserError
 from data_prep.run_folder import Stage, stage_of
 
 
@@ -33,3 +39,109 @@ def test_a_stage_that_was_moved_and_linked_is_made_again(tmp_path):
     assert (run / "sft" / "out.txt").read_text() == "3"
     assert not (run / "sft.old").is_symlink()
     assert (elsewhere / "sft" / "out.txt").read_text() == "0"
+
+
+# Another process that makes the stage "sft" of the run folder argv[1], and stops in the midst of
+# its rename until it is told to go on.
+SLOW = """
+import sys
+from pathlib import Path
+
+from data_prep.run_folder import Stage
+
+plain = Path.rename
+
+def slow(self, target):
+    if self.name == "sft.partial":
+        print("renames", flush=True)
+        sys.stdin.readline()
+    return plain(self, target)
+
+Path.rename = slow
+stage = Stage(sys.argv[1], "sft", {}, {})
+with stage:
+    (stage.begin() / "out.txt").write_text("made")
+    stage.complete()
+print("done", flush=True)
+"""
+
+
+def test_a_stage_that_is_being_renamed_is_left_to_the_process_that_does_it(root, tmp_path):
+    run = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(run)],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "renames\n"
+        # Its manifest is there and its plan is gone: what a kill at this moment would leave.
+        partial = run / "sft.partial"
+        before = sorted(path.name for path in partial.iterdir())
+        assert before == ["manifest.json", "out.txt"]
+        stage = Stage(run, "sft", {}, {})
+        with pytest.raises(UserError, match=f"running in process {other.pid}"):
+            stage.is_complete  # noqa: B018 - it asks the disk
+        assert sorted(path.name for path in partial.iterdir()) == before
+        assert not stage.final.exists()
+        other.communicate("go on\n")
+    assert other.returncode == 0
+    assert stage.is_complete
+    assert (stage.final / "out.txt").read_text() == "made"
+
+
+def test_a_rename_that_a_kill_prevented_is_made_up_for_and_locks_nothing(root, tmp_path):
+    run = tmp_path / "run"
+    words = [sys.executable, "-c", SLOW, str(run)]
+    with subprocess.Popen(
+        words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "renames\n"
+        other.kill()
+    assert Stage(run, "sft", {}, {}).is_complete
+    # Nor does this process hold on to it.
+    done = subprocess.run(words, cwd=root, input="\n", capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["renames", "done"], done.stderr
+
+
+def test_a_stage_that_raises_gives_its_lock_back(root, tmp_path):
+    run = tmp_path / "run"
+
+    class Lost(Exception):
+        pass
+
+    def make() -> None:
+        stage = Stage(run, "sft", {}, {})
+        with stage:
+            (stage.begin() / "part.txt").write_text("half")
+            raise Lost
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with pytest.raises(Lost):
+            make()
+        gc.collect()
+    assert [str(warning.message) for warning in found] == []
+    held = [path.resolve() for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert not [path for path in held if path.suffix == ".lock"]
+    # What was made is kept, and any process may go on with it.
+    assert (run / "sft.partial" / "part.txt").read_text() == "half"
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW, str(run)],
+        cwd=root,
+        input="\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["renames", "done"], done.stderr
+    assert sorted(p.name for p in (run / "sft").iterdir()) == [
+        "manifest.json",
+        "out.txt",
+        "part.txt",
+    ]

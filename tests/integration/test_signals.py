@@ -77,3 +77,53 @@ def test_a_signal_ends_the_step_and_says_how_to_go_on(root, tmp_path, config):
     process.kill()
     process.communicate(timeout=120)
     assert saved(folder) > first
+
+
+# A method that sends its own process SIGTERM while the last of three steps is taken.
+LAST_STEP = '''
+import os
+import signal
+
+from pipeline.methods.sft import Config, Sft
+
+
+class Last(Sft):
+    """Trains as SFT does."""
+
+    seen = 0
+
+    def gradient_coefficient(self, tokens, logp):
+        self.seen += 1
+        if self.seen == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().gradient_coefficient(tokens, logp)
+
+
+def create(config):
+    return Last(config)
+'''
+
+
+def test_a_signal_of_the_last_step_ends_the_run_when_the_stage_is_published(root, tmp_path, config):
+    method = tmp_path / "last_step.py"
+    method.write_text(LAST_STEP, encoding="utf-8")
+    text = config.read_text("utf-8").replace("steps = 100000\nsave_every = 100000", "steps = 3", 1)
+    text = text.replace('method = { kind = "sft" }', f'method = {{ kind = "{method}" }}', 1)
+    config.write_text(text.partition("[generate]")[0], "utf-8")
+    process = start(root, config)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said[-2000:]
+    assert "stopping when this step is complete" in said
+    assert "Traceback" not in said
+    resolved = tmp_path / "run" / "config.toml"
+    assert f"go on with: python -m pipeline.train --config {resolved} --stage sft" in said
+    assert f"go on with: python -m pipeline.run --config {config} --no-forecast" in said
+    # Nothing is left to be done of this stage, and the next one has not begun.
+    made = tmp_path / "run" / "sft"
+    assert (made / "manifest.json").is_file()
+    assert not (tmp_path / "run" / "sft.partial").exists()
+    assert len((made / "steps.jsonl").read_bytes().splitlines()) == 3
+    process = start(root, config)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said[-2000:]
+    assert "stopping when" not in said
