@@ -28,7 +28,7 @@ def round_up(rows: int) -> int:
     oneDNN compiles a product for each shape that it meets, at half a millisecond and half a
     megabyte; the tokens of a pass are a new number at every step.
     """
-    step = max(64, 1 << max(0, rows.bit_length() - 5))
+    step = max(16 if rows < 64 else 64, 1 << max(0, rows.bit_length() - 5))
     return -(-rows // step) * step
 
 
@@ -43,14 +43,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return plain_linear(x, weight, bias)
-
-
-def add_product(out: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add x Wᵀ to `out` [T, O], in place where that is too large to be made beside it."""
-    if out.nbytes <= ONEDNN_BYTES:
-        out += product(x, weight)
-    else:
-        out.addmm_(x, weight.t())
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear as plain_linear
 from torch.nn.functional import silu
 
-from pipeline.kernels import add_product, gated_unit, linear, product, rms_norm, rotate, round_up
+from pipeline.kernels import gated_unit, linear, product, rms_norm, rotate, round_up
 
 
 def made(*shape: int, dtype=torch.float64, seed=0) -> torch.Tensor:
@@ -113,19 +113,6 @@ def test_products_of_any_strides(dtype):
         torch.testing.assert_close(
             found.double(), x[:rows].double() @ weight.double(), rtol=limit, atol=limit
         )
-    out = torch.ones(9, 5, dtype=dtype)
-    add_product(out, x.t(), made(5, 6).to(dtype))
-    expected = 1 + x.double().T @ made(5, 6).T
-    torch.testing.assert_close(out.double(), expected, rtol=limit, atol=limit)
-
-
-def test_what_is_too_large_for_a_copy_is_added_in_place(monkeypatch):
-    x, weight = made(9, 6), made(5, 6)
-    out, other = torch.ones(9, 5, dtype=torch.float64), torch.ones(9, 5, dtype=torch.float64)
-    add_product(out, x, weight)
-    monkeypatch.setattr("pipeline.kernels.ONEDNN_BYTES", 8)
-    add_product(other, x, weight)
-    torch.testing.assert_close(out, other)
 
 
 def test_few_numbers_of_rows_are_met_and_little_is_added():
