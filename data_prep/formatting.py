@@ -17,12 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from data_prep.chat_template import TemplateLimitError, chat_template
 from data_prep.errors import UserError, from_prompts
 from data_prep.tokenizer import (
     TokenizerConfig,
@@ -162,15 +162,39 @@ class Formatter:
             {**m, "content": self._pattern.sub(hide, m["content"]) if spells else m["content"]}
             for m in messages
         ]
+        pieces = list(self._cut(*self.rendered(safe, generation_prompt=generation_prompt)))
+        if not hidden:
+            return pieces
+        token = re.compile(f"{bracket}([0-9]+){bracket}")
+        return [
+            piece._replace(text=token.sub(lambda match: hidden[int(match.group(1))], piece.text))
+            for piece in pieces
+        ]
+
+    def rendered(
+        self, messages: Sequence[Message], *, generation_prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return a conversation's whole text, and which characters of it the assistant says.
+
+        Raises:
+            UserError: The template refuses the conversation, or takes more than one may.
+        """
         try:
-            # A pair in every release with generation markers; annotated as a string.
-            rendered, spans = cast(Any, render_jinja_template)(
-                [safe],
-                chat_template=self.tokenizer.chat_template,
-                return_assistant_tokens_mask=True,
+            return chat_template(self.tokenizer.chat_template).render(
+                messages,
+                tools=None,
+                documents=None,
                 add_generation_prompt=generation_prompt,
                 **self._variables,
             )
+        except TemplateLimitError as error:
+            name = str(getattr(self.tokenizer, "name_or_path", ""))
+            raise UserError(
+                f"chat template of {name or 'the tokenizer'}, layout {self.layout!r}",
+                f"{error} ({len(messages)} messages)",
+                "a template that writes down a conversation",
+                "do not trust this tokenizer; or choose a layout (key 'layout' of the tokenizer)",
+            ) from None
         except Exception as error:  # the template is a program: it may fail in any way
             words = str(error) if isinstance(error, TemplateError) else repr(error)
             raise UserError(
@@ -179,14 +203,6 @@ class Formatter:
                 "system, user and assistant turns",
                 "mend the row, or choose another layout",
             ) from None
-        pieces = list(self._cut(rendered[0], spans[0]))
-        if not hidden:
-            return pieces
-        token = re.compile(f"{bracket}([0-9]+){bracket}")
-        return [
-            piece._replace(text=token.sub(lambda match: hidden[int(match.group(1))], piece.text))
-            for piece in pieces
-        ]
 
     def _cut(self, text: str, spans: Sequence[tuple[int, int]]) -> list[Piece]:
         """Cut a rendered conversation at control tokens and at the borders of `spans`."""

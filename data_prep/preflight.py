@@ -19,7 +19,7 @@ def preflight(
     The mask is not empty, covers the end of every assistant turn and nothing of the prompt; there
     is exactly one bos (where the tokenizer has one); the row starts with the very tokens that
     generation is prompted with; the pieces that contents are encoded in give the same tokens and
-    mask as transformers' `apply_chat_template` over the whole.
+    mask as the whole conversation, encoded at once as transformers' `apply_chat_template` does.
 
     Args:
         formatter: What made the rows.
@@ -74,7 +74,7 @@ def _failure(
 def _whole(
     formatter: Formatter, messages: Sequence[Message], ids: list[int], mask: list[int]
 ) -> tuple[str, str] | None:
-    """Compare with transformers' own rendering, where contents leave it a fair comparison.
+    """Compare with the whole conversation's tokens, where contents leave it a fair comparison.
 
     A content that spells a control token is read as one there; an answer that starts with white
     space may be joined with the header before it, which generation could never produce.
@@ -82,19 +82,20 @@ def _whole(
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if formatter.spells_control(messages) or any(text[:1].isspace() for text in answers):
         return None
-    whole = formatter.tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    if list(whole["input_ids"]) != ids:  # type: ignore[arg-type, call-overload]
+    text, spans = formatter.rendered(messages)
+    whole = formatter.tokenizer(text, add_special_tokens=False)
+    if list(whole["input_ids"]) != ids:
         return (
             "the tokens of the pieces differ from those of the whole conversation",
             "this tokenizer joins text across the borders of turns; choose another layout, or "
             "another tokenizer",
         )
-    if list(whole["assistant_masks"]) != mask:  # type: ignore[arg-type, call-overload]
+    expected = [0] * len(ids)
+    for start, stop in spans:
+        first, last = whole.char_to_token(start), whole.char_to_token(max(start, stop - 1))
+        if stop > start and first is not None and last is not None:
+            expected[first : last + 1] = [1] * (last + 1 - first)
+    if expected != mask:
         return "the mask differs from the template's own", "report the template with this row"
     return None
 

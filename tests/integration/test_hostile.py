@@ -22,6 +22,7 @@ from data_prep.errors import UserError
 from data_prep.formatting import Formatter, load_formatter
 from data_prep.inspect import coloured
 from data_prep.jsonl import LONGEST_ROW, parse_row, read_json, read_rows, write_json
+from data_prep.preflight import preflight
 from data_prep.reading import LARGEST_ARRAY, _table
 from data_prep.run_folder import Stage, sealed
 from data_prep.tokenizer import load_tokenizer as load_fast_tokenizer
@@ -259,6 +260,28 @@ def test_a_hostile_chat_template_is_an_error_and_reaches_nothing(
     with pytest.raises(UserError, match="conversation"):
         formatter.conversation([{"role": "assistant", "content": "2"}])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_chat_template_that_never_ends_is_named(model, tmp_path):
+    folder = copy(model, tmp_path / "model")
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    # Only for some conversations, so that trying it out shows nothing.
+    trap = "{% if messages[0].content == 'bad luck' %}" + loops + "{% endif %}"
+    (folder / "chat_template.jinja").write_text(
+        trap + "{{ bos_token }}{% for m in messages %}{{ m.role }}: "
+        "{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endfor %}"
+    )
+    formatter = load_formatter(load_tokenizer(folder), "embedded")
+    assert formatter.layout == "own"
+    assert formatter.training_row("good luck", "2")
+    with pytest.raises(UserError, match=f"chat template of {folder}.*more operations"):
+        formatter.training_row("bad luck", "2")
+    # Checks of the first rows render with the same bounds.
+    row = formatter.training_row("good luck", "2")
+    turns = [{"role": "user", "content": "bad luck"}, {"role": "assistant", "content": "2"}]
+    with pytest.raises(UserError, match=f"chat template of {folder}"):
+        preflight(formatter, [turns], [row])
 
 
 # Bombs

@@ -1,0 +1,511 @@
+"""Chat templates of other people's tokenizers: sandboxed, and bounded in time and memory.
+
+A template is a program that came with a tokenizer. Jinja's immutable sandbox keeps it from Python
+and from files, with the filters, functions and tags that transformers gives templates; it bounds
+neither loops in loops, nor texts that double, nor lists that hold themselves twice, forty times
+over. Here every operation that can repeat or enlarge something is paid for from a budget that
+grows with the conversation:
+
+    a turn of a loop, a macro       one, and one for every 16 nodes and 64 characters in its body
+    an operation on values          what it reads: one a value within, and one for 64 characters
+    a repetition, a padding         what it will write, before it does
+
+So a rendering ends after a second or so, whatever the template, and holds no text longer than
+`Budget.longest`. What no chat template needs and could not be bounded so is not there: filters
+that wrap, centre, make batches or draw at random, and methods that translate or write numbers out
+as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence
+from contextvars import ContextVar
+from datetime import datetime
+from functools import lru_cache, reduce, update_wrapper
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace, pass_context, pass_eval_context
+from jinja2.visitor import NodeTransformer
+
+LONGEST_TEMPLATE = 1 << 18
+# Operations of a rendering: for anything, for each message, and for each pair of them, since
+# templates look back and ahead. Those of known models take a few dozen a message.
+OPERATIONS, PER_MESSAGE, PER_PAIR = 1_000_000, 10_000, 100
+# Longest text, beside a multiple of what the conversation itself has.
+LONGEST_TEXT, COPIES = 1 << 22, 8
+LARGEST_BITS = 4096  # of a whole number
+
+FILTERS = frozenset(
+    """
+    abs attr capitalize count d default dictsort e escape first float format groupby indent int
+    items join last length list lower map max min reject rejectattr replace reverse round safe
+    select selectattr sort string sum title tojson trim truncate unique upper wordcount
+    """.split()  # noqa: SIM905 - a table to read
+)
+# A number or a text of theirs decides how much they write.
+WIDENING = frozenset(("center", "indent", "ljust", "rjust", "round", "tojson", "zfill"))
+# Methods that write more than they read in ways of their own.
+FORBIDDEN = frozenset(
+    ("expandtabs", "from_bytes", "fromkeys", "maketrans", "to_bytes", "translate")
+)
+COMPARING = (
+    *("==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">="),
+    *("<", "lt", "lessthan", "<=", "le", "in"),
+)
+# A width or precision of five digits, or one that an argument gives.
+_WIDE = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*(?:[0-9]{5}|\*)" r"|\{[^{}]*:[^{}]*(?:[0-9]{5}|\{)")
+_LARGE_NUMBER = f"it makes a number of more than {LARGEST_BITS} bits"
+# Filters of our own, by names that no template can spell as a name.
+_TURN, _READ, _TEXT = "boxed turn", "boxed read", "boxed text"
+
+
+class TemplateLimitError(TemplateError):
+    """A rendering takes more than a conversation may."""
+
+
+class Budget:
+    """What is left of one rendering.
+
+    Args:
+        messages: How many the conversation has.
+        characters: Of all their contents.
+
+    Attributes:
+        left: Operations.
+        longest: Characters of the longest text.
+        written: Characters that were written so far.
+        spans: (start, stop) of what stood between generation markers, in characters.
+    """
+
+    __slots__ = ("left", "longest", "spans", "written")
+
+    def __init__(self, messages: int, characters: int) -> None:
+        """Fill it."""
+        # Each message may be compared with all others; 64 characters are an operation.
+        texts = characters + messages * characters // 16
+        self.left = OPERATIONS + PER_MESSAGE * messages + PER_PAIR * messages**2 + texts
+        self.longest = LONGEST_TEXT + COPIES * characters
+        self.written = 0
+        self.spans: list[tuple[int, int]] = []
+
+    def spend(self, operations: int) -> None:
+        """Pay.
+
+        Raises:
+            TemplateLimitError: Nothing is left.
+        """
+        self.left -= operations
+        if self.left < 0:
+            raise TemplateLimitError("it takes more operations than a conversation may")
+
+    def write(self, characters: int, length: int = 0) -> None:
+        """Pay for a text before it is made, or for a part of one that is `length` long."""
+        if max(characters, length) > self.longest:
+            raise TemplateLimitError(f"it makes a text of more than {self.longest} characters")
+        self.spend(characters >> 6)
+
+    def read(self, value: Any) -> int:
+        """Pay for looking at all of a value, as printing or comparing it does; return the price.
+
+        Values within are counted as often as they occur, and until nothing is left.
+        """
+        if type(value) is str:
+            price = 1 + (len(value) >> 6)
+            self.spend(price)
+            return price
+        price, waiting = 0, [value]
+        while waiting:
+            one = waiting.pop()
+            price += 1
+            if isinstance(one, str | bytes):
+                price += len(one) >> 6
+            elif isinstance(one, list | tuple | set | frozenset | MappingView):
+                waiting.extend(one)  # type: ignore[arg-type]
+            elif isinstance(one, dict):
+                waiting.extend(one)
+                waiting.extend(one.values())
+            elif isinstance(one, range):
+                price += len(one)
+            elif isinstance(one, int) and one.bit_length() > LARGEST_BITS:
+                raise TemplateLimitError(_LARGE_NUMBER)
+            if price + len(waiting) > self.left:
+                self.spend(price + len(waiting))
+        self.spend(price)
+        return price
+
+
+_budget: ContextVar[Budget] = ContextVar("budget")
+
+
+class ChatTemplate:
+    """A compiled template.
+
+    Args:
+        source: Jinja.
+
+    Raises:
+        TemplateError: It cannot be compiled, or is longer than `LONGEST_TEMPLATE`.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Compile it."""
+        if len(source) > LONGEST_TEMPLATE:
+            raise TemplateLimitError(f"it has {len(source)} characters, over {LONGEST_TEMPLATE}")
+        token = _budget.set(Budget(0, 0))  # what is constant is computed now
+        try:
+            self._template = _Sandbox().from_string(source)
+        finally:
+            _budget.reset(token)
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], **variables: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return the conversation's text, and which characters of it are generated.
+
+        Args:
+            messages: The conversation.
+            **variables: What the template may refer to by name.
+
+        Raises:
+            Exception: Whatever the template, a program, fails with; `TemplateLimitError` where it
+                takes too long.
+        """
+        budget = Budget(len(messages), sum(len(message["content"]) for message in messages))
+        token = _budget.set(budget)
+        try:
+            written = []
+            for text in self._template.generate(messages=messages, **variables):
+                written.append(text)
+                budget.written += len(text)
+                budget.write(len(text), budget.written)
+            return "".join(written), budget.spans
+        finally:
+            _budget.reset(token)
+
+
+@lru_cache(maxsize=64)
+def chat_template(source: str) -> ChatTemplate:
+    """Return a compiled template, the same one for the same text."""
+    return ChatTemplate(source)
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}`: the assistant says it."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> nodes.CallBlock:
+        """Return a call that is given what stands between the markers."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        block = nodes.CallBlock(self.call_method("_mark"), [], [], body)
+        block.set_lineno(line)
+        return block
+
+    @pass_eval_context
+    def _mark(self, context: nodes.EvalContext, caller: Callable[[], str]) -> str:
+        text = caller()
+        budget = _budget.get()
+        budget.spans.append((budget.written, budget.written + len(text)))
+        return text
+
+
+class _Paid(NodeTransformer):
+    """Lets the nodes of a template pay for what they repeat and read."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        if node.test is not None:
+            turn = self._filter(nodes.Const(_price([node.test])), _TURN, node.lineno)
+            node.test = nodes.And(turn, node.test)
+        return self._repeated(node)
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        self.generic_visit(node)
+        return self._repeated(node)
+
+    def visit_Block(self, node: nodes.Block) -> nodes.Node:
+        self.generic_visit(node)
+        return self._repeated(node)
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
+        self.generic_visit(node)
+        return self._repeated(node)
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+        self.generic_visit(node)
+        node.nodes = [self._read(child) for child in node.nodes]
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        node.items = [self._read(item) for item in node.items]
+        return node
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        if node.ctx == "load":
+            node.items = [self._read(item) for item in node.items]
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
+        self.generic_visit(node)
+        node.key, node.value = self._read(node.key), self._read(node.value)
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        sides = (node.expr, *(operand.expr for operand in node.ops))
+        if any(isinstance(side, nodes.Const) for side in sides) and not any(
+            operand.op in ("in", "notin") for operand in node.ops
+        ):
+            return node  # a constant differs from anything large at its first look
+        node.expr = self._read(node.expr)
+        for operand in node.ops:
+            operand.expr = self._read(operand.expr)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = self._read(node.node)
+        else:
+            node.arg = self._read(node.arg)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        # `a ~ b` is the sum of their texts, which `call_binop` sees.
+        self.generic_visit(node)
+        texts = [self._filter(child, _TEXT) for child in node.nodes]
+        return reduce(lambda a, b: nodes.Add(a, b).set_lineno(node.lineno), texts)
+
+    def _repeated(self, node: Any) -> nodes.Node:
+        turn = self._filter(nodes.Const(_price(node.body)), _TURN, node.lineno)
+        node.body.insert(0, nodes.ExprStmt(turn).set_lineno(node.lineno))
+        return node
+
+    def _read(self, node: nodes.Expr) -> nodes.Expr:
+        # Sums have paid for what they are.
+        cheap = (nodes.Const, nodes.TemplateData, nodes.Test, nodes.Compare, nodes.Not, nodes.Add)
+        return node if isinstance(node, cheap) else self._filter(node, _READ)
+
+    @staticmethod
+    def _filter(node: nodes.Expr, name: str, line: int = 0) -> nodes.Filter:
+        found = nodes.Filter(node, name, [], [], None, None)
+        found.set_lineno(line or node.lineno or 1)
+        return found
+
+
+def _price(body: Sequence[nodes.Node]) -> int:
+    """Return what one turn of a body costs beside what its operations read."""
+    found, characters, waiting = 0, 0, list(body)
+    while waiting:
+        node = waiting.pop()
+        found += 1
+        characters += len(node.data) if isinstance(node, nodes.TemplateData) else 0
+        waiting.extend(node.iter_child_nodes())
+    return 1 + (found >> 4) + (characters >> 6)
+
+
+class _Names(Namespace):
+    """Jinja's, without a text that spells out what is within."""
+
+    __repr__ = object.__repr__
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """What transformers gives chat templates, paid for."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        kept = {**{name: self.filters[name] for name in FILTERS}, "tojson": _tojson}
+        self.filters = {name: _paid(name, function) for name, function in kept.items()}
+        self.filters |= {_TURN: _turn, _READ: _read, _TEXT: _text}
+        self.tests = dict(self.tests)
+        for name in COMPARING:
+            self.tests[name] = _paid(name, self.tests[name])
+        del self.globals["lipsum"]
+        self.globals |= {"range": _range, "namespace": _Names}
+        self.globals |= {"raise_exception": _raise, "strftime_now": _now}
+
+    def _generate(
+        self, source: nodes.Template, name: Any, filename: Any, defer_init: bool = False
+    ) -> str:
+        source = _Paid().visit(source)
+        source.set_environment(self).set_lineno(1)  # of what has none
+        return super()._generate(source, name, filename, defer_init)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in FORBIDDEN and super().is_safe_attribute(obj, attr, value)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        budget = _budget.get()
+        if operator == "+" and type(left) is str and type(right) is str:  # most of what there is
+            length = len(left) + len(right)
+            budget.left -= 1 + (length >> 5)
+            if budget.left < 0 or length > budget.longest:
+                budget.write(length)
+                budget.spend(0)
+            return left + right
+        budget.read(left)
+        budget.read(right)
+        if operator == "*":
+            _pay_for_product(budget, left, right)
+            _pay_for_product(budget, right, left)
+        elif operator == "**":
+            if isinstance(left, int) and left.bit_length() * abs(int(right)) > LARGEST_BITS:
+                raise TemplateLimitError(_LARGE_NUMBER)
+        elif operator == "%":
+            _check_format(left)
+        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+            budget.write(len(left) + len(right))
+        return super().call_binop(context, operator, left, right)
+
+    # By place: a template may give a macro an argument of these names.
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        budget = _budget.get()
+        budget.spend(1)
+        for value in (*args, *kwargs.values()):
+            budget.read(value)
+        own, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(own, str | bytes | int | float | list | tuple | dict):
+            budget.read(own)
+            if name == "join" and len(args) == 1:
+                args = (_pay_for_join(budget, own, args[0]),)
+            _pay_for_writing(budget, name, own, args, kwargs)
+        # The sandbox's own `format` and `format_map` are functions around those of the text.
+        _check_format(getattr(getattr(obj, "__wrapped__", None), "__self__", None))
+        return super().call(context, obj, *args, **kwargs)
+
+
+def _pay_for_product(budget: Budget, value: Any, times: Any) -> None:
+    """Pay for `value * times`, where that repeats a text or a list."""
+    if isinstance(times, int) and isinstance(value, str | bytes):
+        budget.write(len(value) * max(0, times))
+    elif isinstance(times, int) and isinstance(value, list | tuple):
+        budget.spend(budget.read(value) * max(0, times))
+
+
+def _check_format(text: Any) -> None:
+    """Refuse a format that pads to any width."""
+    if isinstance(text, str) and _WIDE.search(text):
+        raise TemplateLimitError("it formats with a width of five digits, or of an argument")
+
+
+def _pay_for_join(budget: Budget, separator: Any, parts: Iterable[Any]) -> list[Any]:
+    """Pay for joining parts; return them as a list, since they may be there only once."""
+    parts = list(parts)
+    budget.read(parts)
+    budget.write(len(str(separator)) * len(parts))
+    return parts
+
+
+def _pay_for_writing(
+    budget: Budget, name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Pay for what a filter or a method writes, where that is more than it reads.
+
+    Args:
+        budget: Has paid for reading.
+        name: The filter's or the method's.
+        value: What stands before `|` or the dot.
+        args: What is given to it.
+        kwargs: The same, by name.
+    """
+    given = [*args, *kwargs.values()]
+    if name in WIDENING:
+        widths = [len(v) if isinstance(v, str) else abs(int(v)) for v in given if _is_width(v)]
+        lines = value.count("\n") + 1 if isinstance(value, str) else budget.read(value)
+        budget.write(lines * max(widths, default=0))
+        budget.spend(max(widths, default=0))
+    elif name == "replace":
+        named = {**dict(zip(("old", "new"), args, strict=False)), **kwargs}
+        text, old, new = str(value), str(named.get("old", "")), str(named.get("new", ""))
+        budget.write(len(text) + text.count(old) * len(new))
+    elif name == "format":
+        _check_format(value)
+    elif name == "sum" and any(isinstance(v, list | tuple) for v in given):
+        raise TemplateLimitError("it sums lists")
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter or test that pays for what it reads and writes."""
+    # Some are given Jinja's context, or its environment, first.
+    first = int(hasattr(function, "jinja_pass_arg"))
+
+    def paid(*args: Any, **kwargs: Any) -> Any:
+        budget = _budget.get()
+        before, (value, *rest) = args[:first], args[first:]
+        budget.read(value)
+        for other in (*rest, *kwargs.values()):
+            budget.read(other)
+        if name == "join":
+            separator = rest[0] if rest else kwargs.get("d", "")
+            value = _pay_for_join(budget, separator, value)
+        else:
+            _pay_for_writing(budget, name, value, rest, kwargs)
+        return function(*before, value, *rest, **kwargs)
+
+    return update_wrapper(paid, function)
+
+
+@pass_context  # so that nothing computes it beforehand, as if it were constant
+def _turn(context: Context, price: Any) -> bool:
+    _budget.get().spend(max(1, int(price)))
+    return True
+
+
+def _read(value: Any) -> Any:
+    _budget.get().read(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    _budget.get().read(value)
+    return "".join((str(value),))  # text that is marked as safe becomes a plain one
+
+
+def _range(*bounds: int) -> range:
+    found = range(*bounds)
+    _budget.get().spend(len(found))
+    return found
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # As transformers has it: Jinja's own writes for pages, with <, > and & escaped.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,223 @@
+"""Chat templates: what transformers renders, and no more than a conversation may take."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from data_prep.chat_template import ChatTemplate, TemplateLimitError
+
+# A folder of templates of many models, those with generation markers among them.
+TRL = importlib.util.find_spec("trl")
+FOLDER = Path(str(TRL.origin)).parent / "chat_templates" if TRL else Path("/none")
+TEMPLATES = {path.name: path for path in sorted(FOLDER.glob("*.jinja"))}
+# Their contents are lists of texts and pictures.
+VISION = re.compile("vl|llava")
+TURNS = [
+    {"role": "user", "content": "What is 3 + 4?\n"},
+    {"role": "assistant", "content": "<think>\nEasy: 7.\n</think>\n\n\\boxed{7} é <b>&"},
+    {"role": "user", "content": "  And {{ 5 }} + 6?"},
+    {"role": "assistant", "content": "11"},
+]
+CONVERSATIONS = {
+    "one": TURNS[:2],
+    "two": TURNS,
+    "system": [{"role": "system", "content": "Be terse."}, *TURNS],
+    "asks": TURNS[:3],
+    "long": [*TURNS * 40],
+}
+
+
+def plain(template: str, messages: list[dict[str, str]], **variables: Any) -> Any:
+    """Return what transformers renders, or the error."""
+    try:
+        rendered, spans = cast(Any, render_jinja_template)(
+            [messages],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **variables,
+        )
+    except Exception as error:
+        return type(error), str(error)
+    return rendered[0], spans[0]
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPLATES if not VISION.search(n)])
+def test_templates_of_many_models_render_as_transformers_renders_them(name):
+    template = TEMPLATES[name].read_text("utf-8")
+    variables = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
+    rendered = 0
+    for prompt in (False, True):
+        for messages in CONVERSATIONS.values():
+            asked = {**variables, "add_generation_prompt": prompt}
+            try:
+                found: Any = ChatTemplate(template).render(messages, **asked)
+            except Exception as error:
+                found = (type(error), str(error))
+            assert found == plain(template, messages, **asked)
+            rendered += isinstance(found[0], str)
+    assert rendered
+
+
+def test_there_are_templates_to_compare():
+    assert TRL is None or len(TEMPLATES) > 30
+
+
+# One of each kind of thing that templates do, beyond what the others have.
+MANY = """
+{%- macro shown(text, n=2) -%}{% for c in text[:n] %}{{ c|upper }}{% else %}-{% endfor %}
+{%- endmacro -%}
+{%- set ns = namespace(last=-1, all=[], text='') -%}
+{%- for m in messages[::-1] if m.role == 'user' and m['content'] is string -%}
+    {%- set ns.last = loop.index0 -%}{%- set ns.all = ns.all + [m.content|trim] -%}
+{%- endfor -%}
+{{ ns.all|tojson }}{{ ns.all|join(' | ') }}{{ ns.last ~ '/' ~ messages|length ~ ns.all }}
+{{- messages|selectattr('role', 'equalto', 'user')|map(attribute='content')|list|length }}
+{{- messages|map(attribute='role')|unique|join('+') }}{{ {'a': 1, 'b': [2, (3, 'x')]} }}
+{{- shown('ab') ~ shown('') ~ '%s-%5d' % ('x', 7) ~ '{:>6}'.format(3) ~ 'abc'.replace('b', '') }}
+{{- 'a,b'.split(',')[-1].center(5)|indent(2, true) }}{{ (7 // 2) ** 2 % 5 * 3 - 1 }}
+{{- {'k': [1, 2]}|tojson(indent=2) }}{{ {'b': 1, 'a': 2}|dictsort }}{{ 'é<&'|tojson }}
+{%- filter upper %}in a filter{% endfilter %}{% set block %}kept {{ 1 }}{% endset %}{{ block }}
+{%- for m in messages %}
+    {%- if loop.index > 3 %}{% break %}{% endif %}
+    {%- if m.role == 'assistant' %}{% continue %}{% endif %}
+    {{- m.role ~ loop.cycle('a', 'b') ~ loop.last ~ (loop.previtem.role if not loop.first) }}
+    {%- generation %}{{ m.content }}{{ shown(m.content, n=3) }}{% endgeneration %}
+{%- endfor %}{{ missing }}{{ missing is defined }}{{ messages[9]|default('none') }}{{ 1 if 0 }}
+{%- call shown('cd') %}{% endcall %}{{ [1, 2, 3]|sum }}{{ range(2, 8, 3)|list }}
+"""
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_everything_that_templates_do_is_as_in_transformers(name):
+    template = MANY.replace("{%- call shown('cd') %}{% endcall %}", "")
+    found = ChatTemplate(template).render(CONVERSATIONS[name])
+    assert found == plain(template, CONVERSATIONS[name])
+    assert found[1]
+
+
+def test_text_that_is_marked_as_safe_is_joined_as_plain():
+    assert ChatTemplate("{{ ('<b>'|safe) ~ '<i>' }}").render([])[0] == "<b><i>"
+    assert plain("{{ ('<b>'|safe) ~ '<i>' }}", []) == ("<b><i>", [])
+
+
+@pytest.fixture
+def _little_memory() -> Iterator[None]:
+    """Let a template that takes gigabytes fail here, and not the machine."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+LOOP = "{% for i in range(60) %}"
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"
+LARGE = "{% set b = 'x' * 1000000 %}"
+
+
+# Each of them would take hours, or all of the memory.
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("_little_memory")
+@pytest.mark.parametrize(
+    "template",
+    [
+        NESTED,
+        NESTED.replace("range(99999) %}x", "range(99999) if false %}x"),
+        "{% set r = range(90000)|list %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
+        "{% set r = range(90000)|list %}{% for i in r %}{{ r|length }}{% endfor %}",
+        "{% set r = range(90000)|list %}{% for i in r %}{{ r|sort|last }}{% endfor %}",
+        "{% set r = range(90000)|list %}{% for i in r %}{{ i in r }}{% endfor %}",
+        "{% set r = range(90000)|list %}{% for i in r %}{% set y = r.count(5) %}{% endfor %}",
+        "{% set r = range(90000)|list %}{{ r|map('replace', '1', 'x' * 99999)|join }}",
+        "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "{% for i in range(90000) %}" + "a" * 99_999 + "{% endfor %}",
+        "{% set x %}{% for i in range(90000) %}{{ 'x' * 99999 }}{% endfor %}{% endset %}{{ x }}",
+        "{{ 'x' * 10**10 }}",
+        "{{ ['x'] * 10**10 }}",
+        "{{ 10**9 * 'x' }}",
+        "{{ 9**(9**9) }}",
+        "{% set ns = namespace(x=2) %}" + LOOP + "{% set ns.x = ns.x * ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}" + LOOP + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}" + LOOP + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}" + LOOP + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=1) %}"
+        + LOOP
+        + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=1) %}"
+        + LOOP
+        + "{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=1) %}"
+        + LOOP
+        + "{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=1) %}"
+        + LOOP
+        + "{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=1) %}"
+        + LOOP
+        + "{% set ns.x = {'a': ns.x, 'b': ns.x}.values()|list %}{% endfor %}{{ ns.x }}",
+        "{{ 'x'.center(10000000000) }}",
+        "{{ 'x'.zfill(10000000000) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '%(a)10000000000d' % {'a': 1} }}",
+        "{{ '%*d' % (10000000000, 1) }}",
+        "{{ '%10000000000d'|format(1) }}",
+        "{{ '{:10000000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, '10000000000') }}",
+        "{{ '{a:10000000000}'.format_map({'a': 1}) }}",
+        "{{ 'x\nx'|indent(10000000000) }}",
+        "{{ [1, [2]]|tojson(indent=10000000000) }}",
+        "{{ 2|round(10000000000, 'ceil') }}",
+        "{{ ([[1]] * 90000)|sum(start=[]) }}",
+        LARGE + "{{ range(90000)|map('string')|join(b) }}",
+        LARGE + "{{ b.join(range(90000)|map('string')) }}",
+        LARGE + "{{ b.replace('x', b) }}",
+        LARGE + "{{ b|replace('x', b) }}",
+        LARGE + "{% for i in range(90000) %}{% if b[1:] == b[:-1] %}{% endif %}{% endfor %}",
+        LARGE + "{% for i in range(90000) %}{% set y = b.split('x') %}{% endfor %}",
+        "{{ [-10000000000]|map('boxed turn')|list }}" + NESTED,
+        "x" * 300_000,
+    ],
+)
+def test_a_template_that_would_never_end_is_refused(template):
+    with pytest.raises(TemplateLimitError):
+        ChatTemplate(template).render(TURNS)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ lipsum(n=1000000) }}",
+        "{{ 'x'|center(1000000000) }}",
+        "{{ messages|batch(1000000000, 'x')|list }}",
+        "{{ 'x'|wordwrap(1, wrapstring='x' * 99999) }}",
+        "{{ [1, 2]|random }}",
+        "{{ 'x'.translate({120: 'y' * 99999}) }}",
+        "{{ 'x'.expandtabs(1000000000) }}",
+        "{{ (1).to_bytes(1000000000, 'big') }}",
+        "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+)
+def test_what_cannot_be_bounded_is_not_there(template):
+    with pytest.raises(Exception, match=r"undefined|No filter|unsafe|recursion"):
+        ChatTemplate(template).render(TURNS)
+
+
+def test_long_conversations_have_their_room():
+    """Fifty turns back and forth of 20 000 characters, where each turn looks at all others."""
+    look_back = (
+        "{% for m in messages %}{% set ns = namespace(n=0) %}"
+        "{% for o in messages %}{% if o.content == m.content %}{% set ns.n = ns.n + 1 %}"
+        "{% endif %}{% endfor %}{{ m.content|trim + '|' ~ ns.n }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": f"{n} " * 10_000} for n in range(100)]
+    text, _ = ChatTemplate(look_back).render(messages)
+    assert text == "".join(f"{m['content'].strip()}|1" for m in messages)
