@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -40,7 +42,7 @@ AHEAD = 2
 # Times that a piece is given to another worker after one died with it.
 RETRIES = 3
 # Clusters of this process that are open; they share one connection.
-_open: set[int] = set()
+_open: set[object] = set()
 
 
 class ClusterConfig(Config):
@@ -85,31 +87,13 @@ class Cluster(Generic[Task, Found]):
     ) -> None:
         """Start or reach Ray; workers start with the first piece."""
         self.config, self.make, self.reserves = config, make, reserves
-        self._ray = _import()
+        self._ray = import_ray()
         self._workers: list[Any] = []
+        self._leave: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Cluster[Task, Found]:
         """Connect."""
-        if not _open:
-            root = str(Path(__file__).resolve().parents[1])
-            # Workers on this machine begin with this process's environment.
-            os.environ["PYTHONPATH"] = os.pathsep.join(
-                filter(None, [root, os.environ.get("PYTHONPATH", "")])
-            )
-            here: dict[str, Any] = {"address": self.config.address}
-            if not self.config.address:
-                cores = self.config.workers * self.config.cpus
-                here = {"num_cpus": max(1, round(cores + 0.49)), "include_dashboard": False}
-            try:
-                self._ray.init(log_to_driver=False, logging_level="error", **here)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(
-                    "[cluster], key 'address'",
-                    f"{self.config.address!r}: {error}",
-                    "a Ray cluster that is running, or nothing for one on this machine",
-                    "ray start --head on one machine, ray start --address … on the others",
-                ) from None
-        _open.add(id(self))
+        self._leave = connect(self.config)
         return self
 
     def __exit__(
@@ -126,10 +110,7 @@ class Cluster(Generic[Task, Found]):
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers.clear()
-        if id(self) in _open:
-            _open.remove(id(self))
-            if not _open:
-                self._ray.shutdown()
+        self._leave()
 
     def map(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Found]]:
         """Yield (number of the piece, what was found), as they are done.
@@ -138,10 +119,13 @@ class Cluster(Generic[Task, Found]):
             tasks: The pieces.
 
         Raises:
-            UserError: A piece was bad input, or killed every worker that it was given to.
+            UserError: A piece was bad input, or killed every worker that it was given to, or the
+                cluster is too small for the workers.
         """
         ray = self._ray
         if not self._workers:
+            if self.reserves:
+                require_room(ray, self.config.workers, self.config.cpus, self.config.gpus)
             remote = ray.remote(
                 num_cpus=self.config.cpus if self.reserves else 0,
                 num_gpus=self.config.gpus if self.reserves else 0,
@@ -195,7 +179,68 @@ class _Worker:
         return self._function(task)
 
 
-def _import() -> Any:
+def connect(config: ClusterConfig) -> Callable[[], None]:
+    """Reach or start Ray; return what leaves it again, once.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached.
+    """
+    ray = import_ray()
+    if not _open:
+        root = str(Path(__file__).resolve().parents[1])
+        # Workers on this machine begin with this process's environment.
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [root, os.environ.get("PYTHONPATH", "")])
+        )
+        here: dict[str, Any] = {"address": config.address}
+        if not config.address:
+            cores = config.workers * config.cpus
+            here = {"address": "local", "num_cpus": max(1, round(cores + 0.49))}
+            here["include_dashboard"] = False
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **here)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                "[cluster], key 'address'",
+                f"{config.address!r}: {error}",
+                "a Ray cluster that is running, or nothing for one on this machine",
+                "ray start --head on one machine, ray start --address … on the others",
+            ) from None
+        finally:
+            # Ray puts its own in, which ends at once what would be finished first.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
+    mark = object()
+    _open.add(mark)
+
+    def leave() -> None:
+        if mark in _open:
+            _open.remove(mark)
+            if not _open:
+                ray.shutdown()
+
+    return leave
+
+
+def require_room(ray: Any, workers: int, cpus: float, gpus: float) -> None:
+    """Refuse more workers than the cluster has cores or GPUs for: they would wait for ever.
+
+    Raises:
+        UserError: There are more.
+    """
+    has = ray.cluster_resources()
+    for what, each in (("CPU", cpus), ("GPU", gpus)):
+        if workers * each > has.get(what, 0.0) + 1e-6:
+            raise UserError(
+                "[cluster]",
+                f"{workers} workers with {each:g} {what} each, on {has.get(what, 0.0):g} in all",
+                f"at most as many as the cluster has {what}s for",
+                "lower their number or what each takes, or let more machines join",
+            )
+
+
+def import_ray() -> Any:
     """Return Ray.
 
     Raises:

@@ -150,9 +150,15 @@ class Journal:
             yield temporary
             self._append(str(path.relative_to(self.folder)), file_hash(temporary))
 
-    def note(self, path: Path, name: str = "") -> None:
-        """Keep the hash of a file that came from elsewhere; `name` is the one that it will have."""
-        self._append(name or str(path.relative_to(self.folder)), file_hash(path))
+    def note(self, path: Path, name: str = "", found: str = "") -> None:
+        """Keep the hash of a file that came from elsewhere.
+
+        Args:
+            path: Where it is.
+            name: The one that it will have in the folder.
+            found: Its hash, where somebody knows it.
+        """
+        self._append(name or str(path.relative_to(self.folder)), found or file_hash(path))
 
     def holds_folder(self, path: Path) -> bool:
         """Return whether a folder is there as it was written; one that is not so is removed."""

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from data_prep.candidates import load_candidates, token_offsets
 from data_prep.chunk import Task
-from data_prep.cluster import ClusterConfig
+from data_prep.cluster import ClusterConfig, connect
 from data_prep.command_line import run_stage
 from data_prep.config import validate
 from data_prep.converting import convert_chunks
@@ -55,7 +56,8 @@ def build_mixture(
         config: What to build.
         run: The run folder.
         seed: Decides pools, sampling, what is held out, and the order of sequences.
-        cluster: Ray workers that convert the rows; None for processes of this machine.
+        cluster: Ray workers that convert the rows and write the shards; None for processes of
+            this machine.
 
     Returns:
         The stage's folder, `<run>/mixture`.
@@ -70,7 +72,10 @@ def build_mixture(
     if stage.is_complete:
         print(f"mixture: complete, kept as it is ({stage.final})", file=sys.stderr)
         return stage.final
-    with stage:
+    with ExitStack() as held:
+        held.enter_context(stage)
+        if cluster is not None:  # from the first chunk to the last shard
+            held.callback(connect(cluster))
         return _build(config, profile, seed, cluster, stage)
 
 
@@ -131,6 +136,7 @@ def _build(
             names,
             config.shard_sequences,
             config.workers,
+            cluster,
         )
     tokenizer: Any = load_tokenizer(str(folder / "tokenizer"))
 

@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_prep.files import Journal, writing
+from data_prep.cluster import Cluster, ClusterConfig
+from data_prep.files import Journal, file_hash, writing
 
 VERSION = "1"
 SCHEMA = pa.schema(
@@ -79,6 +81,10 @@ class TokenFiles:
             raise OSError(f"{self.folder / name}: {len(data)} bytes at {offset}, expected {size}")
         return data
 
+    def __reduce__(self) -> tuple[type[TokenFiles], tuple[Path]]:
+        """Pickle without open files, for a process of another machine."""
+        return type(self), (self.folder,)
+
     def close(self) -> None:
         """Close the files."""
         for descriptor in self._open.values():
@@ -95,6 +101,7 @@ def write_shards(
     names: Sequence[str],
     size: int,
     workers: int,
+    cluster: ClusterConfig | None = None,
 ) -> None:
     """Write the shards of a split that are not there yet.
 
@@ -107,26 +114,53 @@ def write_shards(
         names: Names of the sources.
         size: Sequences a shard.
         workers: Threads; the work is copying bytes, which needs no processes of its own.
+        cluster: Ray workers that do it, through their own machines' disks and networks; None for
+            this process.
     """
     # A split without rows has one empty shard: what is missing is then never taken for empty.
     count = max(1, -(-len(sequences) // size))
     journal = Journal(folder)
 
-    def write(index: int) -> None:
-        chosen = sequences[index * size : (index + 1) * size]
-        path = folder / f"{split}-{index:05d}-of-{count:05d}.arrow"
-        if not journal.holds(path):
-            rows = [[documents[row] for row in one] for one in chosen]
-            write_shard(path, rows, tokens, names, journal)
+    paths = [folder / f"{split}-{index:05d}-of-{count:05d}.arrow" for index in range(count)]
+    missing = [index for index, path in enumerate(paths) if not journal.holds(path)]
 
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(
-            total=count, desc=f"write {split}", unit="shard", file=sys.stderr, disable=count < 2
-        ) as bar,
-    ):
-        for _ in pool.map(write, range(count)):
-            bar.update()
+    def rows_of(index: int) -> list[list[Document]]:
+        chosen = sequences[index * size : (index + 1) * size]
+        return [[documents[row] for row in one] for one in chosen]
+
+    with tqdm(
+        total=count,
+        initial=count - len(missing),
+        desc=f"write {split}",
+        unit="shard",
+        file=sys.stderr,
+        disable=count < 2,
+    ) as bar:
+        if cluster is not None:
+            with Cluster(cluster, partial(_writer, tokens, names)) as pool:
+                for done, found in pool.map((paths[i], rows_of(i)) for i in missing):
+                    journal.note(paths[missing[done]], found=found)
+                    bar.update()
+            return
+
+        def write(index: int) -> None:
+            write_shard(paths[index], rows_of(index), tokens, names, journal)
+
+        with ThreadPoolExecutor(workers) as threads:
+            for _ in threads.map(write, missing):
+                bar.update()
+
+
+def _writer(
+    tokens: TokenSource, names: Sequence[str]
+) -> Callable[[tuple[Path, list[list[Document]]]], str]:
+    def write(task: tuple[Path, list[list[Document]]]) -> str:
+        """Return the shard's hash."""
+        path, rows = task
+        write_shard(path, rows, tokens, names)
+        return file_hash(path)
+
+    return write
 
 
 def write_shard(

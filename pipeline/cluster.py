@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -57,6 +58,8 @@ class ClusterEngine:
 
 
 def _asker(make: Callable[[], Engine]) -> Callable[[Ask], list[Group]]:
+    # On a CPU every vLLM would bind itself to the same first cores of a machine.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     engine = make()
     return lambda ask: engine.generate(*ask)
 

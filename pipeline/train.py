@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -300,11 +301,10 @@ class Trainer:
         method = self.method
         sampled = method.source == "policy"
         parts: list[tuple[int, dict[str, float]]] = []
-        own: list[tuple[int, dict[str, float]]] = []
         objective = 0.0
         first, known = tokens.old_logp is None, tokens.ref_logp is not None
         filled = _Filled(tokens)
-        coefficients = torch.zeros_like(tokens.weight)
+        step = _Filled(tokens)
         for micro in self._passes(sequences, tokens, need_reference=not known):
             layout, view = micro.layout.to(self.device), micro.tokens.to(self.device)
             out = self._forward(layout, need_reference=not known)
@@ -315,11 +315,14 @@ class Trainer:
             if out.ref_logp is not None and not known:
                 view.ref_logp = out.ref_logp
                 filled.put("ref_logp", micro.token_index, out.ref_logp)
-            view.value = None if out.value is None else out.value.detach()
+            if out.value is not None:
+                view.value = out.value.detach()
+                step.put("value", micro.token_index, view.value)
             coefficient = method.gradient_coefficient(view, now) * view.weight
             if sampled:
                 coefficient = coefficient * importance(view, self.config.correction)
-            coefficients[micro.token_index] = coefficient.to("cpu", coefficients.dtype)
+            step.put("coefficient", micro.token_index, coefficient)
+            step.put("variable", micro.token_index, now)
             loss = -(coefficient * out.variable).sum()
             bonus = 0.0
             if method.entropy_weight:
@@ -339,14 +342,16 @@ class Trainer:
             if sampled:
                 found |= gap_figures(view, self.config.correction)
             parts.append((len(now), found))
-            kl = divergence.figures(view, now) if sampled else {}
-            own.append((len(now), kl | method.figures(view, now)))
         filled.finish(self.ranks)
         self.ranks.sum_gradients(self.trained.values())
         objective = sum(self.ranks.gather(objective))
         found = over_parts(self.ranks.joined(parts))
-        every = self.ranks.summed({"coefficient": coefficients}, tokens.weight)["coefficient"]
-        return {"objective": objective, **found}, over_parts(self.ranks.joined(own)), every
+        every = step.joined(self.ranks)
+        # Of the step as a whole: means over pairs or segments do not follow from those of passes.
+        whole_step = replace(tokens, value=every.get("value"))
+        own = divergence.figures(tokens, every["variable"]) if sampled else {}
+        own |= method.figures(whole_step, every["variable"])
+        return {"objective": objective, **found}, own, every["coefficient"]
 
     def _passes(
         self, sequences: list[Sequence], tokens: Tokens, **asked: bool
@@ -432,7 +437,8 @@ class Trainer:
         tokens = flatten(sequences, dtype)
         tokens.weight = self.method.weights(tokens, self.run.sampling.max_tokens)
         loss = 0.0
-        own: list[tuple[int, dict[str, float]]] = []
+        filled = _Filled(tokens)
+        step = _Filled(tokens)
         self.model.eval()  # without the adapters' dropout
         for micro in self._passes(sequences, tokens):
             view = micro.tokens.to(self.device)
@@ -440,19 +446,21 @@ class Trainer:
             view.ref_logp = out.ref_logp
             if self.method.source == "rows":
                 loss -= float(out.variable.sum()) / len(tokens.weight)
-            else:
-                loss -= float(self.method.objective(view, out.variable))
-                own.append((len(out.variable), self.method.figures(view, out.variable)))
+                continue
+            loss -= float(self.method.objective(view, out.variable))
+            step.put("variable", micro.token_index, out.variable)
+            if out.ref_logp is not None:
+                filled.put("ref_logp", micro.token_index, out.ref_logp)
         self.model.train()
-        figures = {
-            "loss": sum(self.ranks.gather(loss)),
-            **over_parts(self.ranks.joined(own)),
-        }
+        figures = {"loss": sum(self.ranks.gather(loss))}
+        if self.method.source != "rows":
+            filled.finish(self.ranks)
+            figures |= self.method.figures(tokens, step.joined(self.ranks)["variable"])
         return {f"validation_{name}": value for name, value in figures.items()}
 
 
 class _Filled:
-    """Fields of a step's flat view that passes fill.
+    """Values of a step's tokens, [T] each, that passes fill.
 
     They are handed over when all have: a pass in between must not see half of them.
     """
@@ -467,9 +475,13 @@ class _Filled:
             self.values[name] = torch.zeros_like(self.tokens.weight)
         self.values[name][index] = values.to("cpu", self.tokens.weight.dtype)
 
+    def joined(self, ranks: Ranks) -> dict[str, Tensor]:
+        """Return all of them, those of all ranks."""
+        return ranks.summed(self.values, self.tokens.weight)
+
     def finish(self, ranks: Ranks) -> None:
-        """Hand all over, those of all ranks."""
-        for name, values in ranks.summed(self.values, self.tokens.weight).items():
+        """Hand all over to the step's flat view, as its fields."""
+        for name, values in self.joined(ranks).items():
             setattr(self.tokens, name, values)
 
 

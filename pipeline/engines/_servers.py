@@ -52,6 +52,8 @@ class Servers:
         transfer: How weights will come: "nccl" and "ipc" need flags of their own.
         wait_s: Longest wait for a server to answer.
         say: Told what happens.
+        is_alone: Whether the GPUs that this process sees are all for the servers: the trainer has
+            others, which something else has seen to.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Servers:
         transfer: Transfer = "auto",
         wait_s: float = 600.0,
         say: Callable[[str], None] = lambda text: None,
+        is_alone: bool = False,
     ) -> None:
         """Start all of them, then wait until each answers.
 
@@ -76,8 +79,9 @@ class Servers:
         import torch
 
         gpus = torch.cuda.device_count()
-        self.transfer = choose_transfer(transfer, gpus, len(ports) * config.tensor_parallel, host)
-        self.urls = [f"http://{host if is_loopback(host) else _own_name()}:{p}" for p in ports]
+        wanted = len(ports) * config.tensor_parallel
+        self.transfer = choose_transfer(transfer, gpus, wanted, host, is_alone)
+        self.urls = [f"http://{reachable(host)}:{port}" for port in ports]
         self.processes: list[subprocess.Popen[bytes]] = []
         self._cleanup = ExitStack()
         folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="boxed-")))
@@ -85,7 +89,9 @@ class Servers:
         try:
             for number, port in enumerate(ports):
                 words = command(config, model, host, port, on_gpu=gpus > 0, transfer=self.transfer)
-                devices = _devices(self.transfer, number, config.tensor_parallel, gpus)
+                devices = None
+                if not is_alone:
+                    devices = _devices(self.transfer, number, config.tensor_parallel, gpus)
                 environment = _environment(config, self.transfer, devices, len(ports))
                 log = self._cleanup.enter_context(self.logs[number].open("wb"))
                 self.processes.append(
@@ -125,6 +131,16 @@ class Servers:
             "a server that answers /health",
             "mend what it says (a model that vLLM does not know, memory, a port in use)",
         )
+
+    @property
+    def place(self) -> str:
+        """Where the servers write what they say."""
+        return str(self.logs[0].parent)
+
+    def ended(self, number: int) -> str | None:
+        """Return how a server ended; None while it runs."""
+        status = self.processes[number].poll()
+        return None if status is None else f"ended with status {status}"
 
     def tail(self, number: int, lines: int = 15) -> str:
         """Return the last lines that a server wrote."""
@@ -182,7 +198,7 @@ def command(
 
 
 def choose_transfer(
-    transfer: Transfer, gpus: int, workers: int, host: str
+    transfer: Transfer, gpus: int, workers: int, host: str, is_alone: bool = False
 ) -> Literal["folder", "ipc", "nccl"]:
     """Return how weights come to servers that are started here.
 
@@ -191,16 +207,25 @@ def choose_transfer(
         gpus: GPUs of this machine; the trainer takes the first.
         workers: GPUs that the servers want.
         host: Where they listen.
+        is_alone: Whether the trainer takes none of them.
 
     Raises:
         UserError: What was asked for cannot be.
     """
     if transfer == "auto":
-        transfer = "folder" if not gpus else "nccl" if gpus > workers else "ipc"
+        has_own = is_alone or gpus > workers
+        transfer = "folder" if not gpus else "nccl" if has_own else "ipc"
     where = "engine.transfer"
     if transfer in ("nccl", "ipc") and not gpus:
         raise UserError(where, f"{transfer!r} without a GPU", "'folder'", "remove the key")
-    if transfer == "nccl" and gpus <= workers:
+    if transfer == "ipc" and is_alone:
+        raise UserError(
+            where,
+            "'ipc' for servers on GPUs of their own",
+            "'nccl' or 'folder': the handles are of a GPU that trainer and server share",
+            "choose one of those",
+        )
+    if transfer == "nccl" and not is_alone and gpus <= workers:
         raise UserError(
             where,
             f"'nccl' with {gpus} GPUs for a trainer and {workers} workers",
@@ -228,12 +253,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nothing listens on."""
+def free_ports(count: int, host: str = LOOPBACK) -> list[int]:
+    """Return ports of an address of this machine that nothing listens on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        sockets = [stack.enter_context(socket.socket(family)) for _ in range(count)]
         for each in sockets:
-            each.bind((LOOPBACK, 0))
+            each.bind((host, 0))
         return [each.getsockname()[1] for each in sockets]
 
 
@@ -269,8 +295,26 @@ def _devices(transfer: Transfer, number: int, parallel: int, gpus: int) -> str |
     return ",".join(str((first + i) % gpus) for i in range(parallel))
 
 
-def _own_name() -> str:
-    return socket.gethostname()
+def reachable(host: str) -> str:
+    """Return what stands in an address for a host that a server listens on."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - the user's choice; every address of this machine
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def own_address(toward: str) -> str:
+    """Return this machine's address on the network through which it reaches another.
+
+    What its own name stands for is often loopback, which nobody else reaches. Nothing is sent.
+
+    Args:
+        toward: The other's name or address.
+    """
+    found = socket.getaddrinfo(toward, 9, type=socket.SOCK_DGRAM)
+    family, kind, protocol, _, address = found[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def _end_with_parent() -> None:

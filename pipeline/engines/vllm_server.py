@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import sys
 import tempfile
 import uuid
@@ -52,7 +51,13 @@ from data_prep.errors import UserError
 from pipeline.engines import Completion, Group, Prompt, Sampling, sample_seed
 from pipeline.engines._address import Address
 from pipeline.engines._balance import Job, spread
-from pipeline.engines._servers import Servers, free_ports, is_loopback
+from pipeline.engines._servers import (
+    LOOPBACK,
+    Servers,
+    free_ports,
+    is_loopback,
+    own_address,
+)
 from pipeline.engines._vllm import LOGPROBS_MODE, VllmConfig, refusal, sampling_values
 from pipeline.engines._worker import EXTENSION
 from pipeline.model import load_tokenizer
@@ -434,8 +439,9 @@ class ServerEngine:
         if self._transfer is None:
             clients = [http_client(server.url, self.config.timeout_s) for server in servers]
             worlds = [server.workers for server in servers]
-            local = all(is_loopback(urlsplit(s.url).hostname or "") for s in servers)
-            address = "127.0.0.1" if local else socket.gethostbyname(socket.gethostname())
+            hosts = [urlsplit(server.url).hostname or LOOPBACK for server in servers]
+            away = [host for host in hosts if not is_loopback(host)]
+            address = own_address(away[0] if away else LOOPBACK)
             self._transfer = Transfer(backend, Together(clients, worlds), sum(worlds), address)
         self._each(servers, Server.pause)
         self._transfer.send([(name, value.detach()) for name, value in weights])

@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 import tomli_w
 
 from data_prep import chunk, mixture, shards
+from data_prep.cluster import ClusterConfig
 from data_prep.config import read_toml, validate
 from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
@@ -341,6 +343,45 @@ def test_evaluation_questions_are_left_out(files, tmp_path):
 def test_two_builds_are_byte_identical_whatever_the_workers(built, files, tmp_path):
     assert digest(build(files, tmp_path, workers=2)) == digest(built)
     assert digest(build(files, tmp_path / "b", seed=2)) != digest(built)
+
+
+# MetaMathQA's rows; the first worker that meets a certain one dies.
+DEADLY = """
+import os, signal
+from pathlib import Path
+from data_prep.sources import metamathqa
+from data_prep.sources.metamathqa import HUB, SPLITS, Config
+
+def convert(row, place):
+    works = os.getpid() != {pid}
+    if works and "in way 22" in row["query"] and not Path("{mark}").exists():
+        Path("{mark}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return metamathqa.convert(row, place)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install -e '.[ray]')"
+)
+def test_a_cluster_builds_the_same_bytes_with_a_worker_killed(files, tmp_path, recwarn):
+    """Conversion, tokenising and decontamination, and the shards; Ray leaves sockets open."""
+    mark, source = tmp_path / "died", tmp_path / "deadly.py"
+    source.write_text(DEADLY.format(mark=mark, pid=os.getpid()))
+    suite = tmp_path / "suite.jsonl"
+    row = json.loads(files["numina_math_cot"].read_text().splitlines()[3])
+    suite.write_text(json.dumps({"question": row["problem"], "answer": "#### 1"}) + "\n")
+    suites = [{"name": "mine", "source": {"kind": "gsm8k", "test": str(suite)}}]
+    changes = table(files, suites=suites)
+    changes["sources"][1]["source"]["kind"] = str(source)
+    config = validate(MixtureConfig, changes, "test")
+    found = build_mixture(config, tmp_path / "ray", 1, ClusterConfig(workers=2))
+    assert mark.is_file()
+    expected = build_mixture(config, tmp_path / "one", 1)
+    assert digest(found) == digest(expected)
+    assert len(list(found.glob("train-*.arrow"))) > 2
+    counts = read_json(found / "statistics.json")["findings"]["counts"]
+    assert counts["leaked, mine"] == 1
 
 
 @pytest.mark.parametrize("place", ["convert", "write"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import signal
@@ -10,11 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
+from data_prep.cluster import ClusterConfig
 from data_prep.errors import UserError
 from pipeline.engines import _servers, vllm_server
 from pipeline.engines._servers import (
@@ -28,7 +33,7 @@ from pipeline.engines._servers import (
     is_loopback,
 )
 from pipeline.engines._transfer import OfflineClient, Together
-from pipeline.serve import settings
+from pipeline.serve import cluster_of, main, settings
 
 
 def flags(words: list[str]) -> dict[str, str]:
@@ -209,6 +214,118 @@ def test_a_server_that_ends_at_once_says_what_it_wrote(stand_in):
 def test_a_server_that_never_answers_is_not_waited_for_forever(stand_in):
     with pytest.raises(UserError, match="did not answer in time"):
         stand_in("silent", wait_s=0.3)
+
+
+def test_addresses_that_others_reach():
+    assert _servers.reachable("127.0.0.1") == "127.0.0.1"
+    assert _servers.reachable("10.0.0.3") == "10.0.0.3"
+    assert _servers.reachable("::1") == "[::1]"
+    assert _servers.reachable("0.0.0.0") == socket.gethostname()  # noqa: S104 - refused
+    assert _servers.own_address("127.0.0.1") == "127.0.0.1"
+
+
+def test_servers_on_gpus_of_their_own_share_none_with_a_trainer():
+    assert choose_transfer("auto", 1, 1, "10.0.0.3", is_alone=True) == "nccl"
+    assert choose_transfer("auto", 0, 1, "10.0.0.3", is_alone=True) == "folder"
+    with pytest.raises(UserError, match="GPUs of their own"):
+        choose_transfer("ipc", 1, 1, LOOPBACK, is_alone=True)
+
+
+def test_which_cluster_is_meant():
+    table = ClusterConfig(address="head:6379", cpus=4.0)
+    assert cluster_of("", table) == table
+    assert cluster_of("", None).address == "auto"
+    assert cluster_of("local", table).address == ""
+    assert cluster_of("other:1", table).cpus == 4.0
+    with pytest.raises(UserError, match="add --cluster"):
+        main(["--model", "m", "--host", "node"])
+
+
+# What `python -m vllm.entrypoints.openai.api_server` is when a folder before the real one says so.
+PACKAGE_SERVER = """
+import argparse, http.server, os, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--host"), parser.add_argument("--port", type=int)
+known, _ = parser.parse_known_args()
+print("pid", os.getpid(), flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}".encode())
+    def log_message(self, *words):
+        pass
+http.server.HTTPServer((known.host, known.port), Handler).serve_forever()
+"""
+
+
+def asked(url: str) -> tuple[int, str]:
+    pid, threads = httpx.get(f"{url}/health", trust_env=False).text.split()
+    return int(pid), threads
+
+
+def said(process: subprocess.Popen[str], words: str) -> str:
+    """Read what a process writes to its standard error until it says so."""
+    assert process.stderr is not None
+    text = ""
+    while words not in text:
+        line = process.stderr.readline()
+        assert line, text
+        text += line
+    return text
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install -e '.[ray]')"
+)
+def test_a_cluster_holds_a_server_beside_each_of_its_workers(checkpoint, tmp_path, root):
+    """Started, reached, one killed, the rest ended by Ctrl-C."""
+    package = tmp_path / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):
+        (folder / "__init__.py").touch()
+    (package / "api_server.py").write_text(PACKAGE_SERVER)
+    words = ["--model", str(checkpoint), "--servers", "2", "--cluster", "local"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.serve", *words, "--host", "node"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        text = said(process, "ready; logs: ")
+        assert "run code as this user" in text
+        table = ""
+        while "urls" not in table or "]\n" not in table.partition("urls")[2]:
+            line = process.stdout.readline()
+            assert line, text
+            table += line
+        engine = tomllib.loads(table)["engine"]
+        urls = vllm_server.Config(**engine).urls
+        assert len(set(urls)) == 2
+        assert not any(is_loopback(urlsplit(url).hostname or "") for url in urls)
+        found = [asked(url) for url in urls]
+        assert len({pid for pid, _ in found}) == 2
+        assert {threads for _, threads in found} == {"1"}  # the cores that Ray gave
+        os.kill(found[0][0], signal.SIGKILL)
+        text = said(process, "ended with status -9")
+        assert urls[0] in text
+        assert f"pid {found[0][0]}" in said(process, "pid")  # its last lines
+        assert asked(urls[1]) == found[1]
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
+        assert "ending the servers" in said(process, "ending")
+        assert process.wait(60) == 0
+        assert not is_running(found[1][0])
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
 
 
 def test_servers_end_when_their_starter_is_killed(stand_in, tmp_path, root):
