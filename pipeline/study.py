@@ -18,9 +18,6 @@ Killed and started again, the study goes on where its stages stopped.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import itertools
 import math
 import os
@@ -28,36 +25,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from data_prep.arguments import Arguments
 from data_prep.config import Config, dump_toml, read_toml, validate
-from data_prep.content_policy import content_policy
 from data_prep.errors import UserError, command
-from data_prep.jsonl import read_json, read_rows, write_json
+from data_prep.jsonl import read_json, read_rows
 from pipeline.config import RunConfig
+from pipeline.interval import Interval, over_seeds
 from pipeline.methods import create_method
 from pipeline.run import stages_of
+from pipeline.study_page import Curve, write_page
 from verifiers.plain import plain
-
-COLOURS = [
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#bb5566",
-    "#000000",
-    "#997700",
-    "#555555",
-    "#332288",
-]
 
 
 class StudyConfig(Config):
@@ -122,42 +106,6 @@ class Study(Config):
                     "sample_budget"
                 )
         return self
-
-
-class Interval(NamedTuple):
-    """A mean over seeds with Student's t interval, 95 %."""
-
-    mean: float
-    low: float
-    high: float
-
-    def text(self, scale: float = 100.0, sign: bool = False) -> str:
-        """Return "71.3 [69.0, 73.5]"."""
-        form = "+.1f" if sign else ".1f"
-        ends = (format(scale * value, form) for value in self)
-        mean, low, high = ends
-        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
-
-
-def share_over_seeds(values: Sequence[float]) -> Interval:
-    """Return the mean of shares and its interval, which ends at 0 and 1 at the latest."""
-    mean, low, high = over_seeds(values)
-    return Interval(
-        mean, *(end if math.isnan(end) else min(max(end, 0.0), 1.0) for end in (low, high))
-    )
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Return the mean and its interval; the ends are NaN for a single seed."""
-    from scipy import stats
-
-    count = len(values)
-    mean = sum(values) / count
-    if count < 2:
-        return Interval(mean, math.nan, math.nan)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1) / count)
-    reach = float(stats.t.ppf(0.975, count - 1)) * spread
-    return Interval(mean, mean - reach, mean + reach)
 
 
 def _samples_of(run: RunConfig, name: str) -> int | None:
@@ -259,13 +207,6 @@ def _run_one(run: RunConfig, threads: int) -> None:
     print(f"study: {out} done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-class Curve(NamedTuple):
-    """Solved share of the validation problems against samples used, of one seed."""
-
-    samples: list[int]
-    accuracy: list[float]
-
-
 def curve_of(study: Study, seed: int, name: str) -> Curve:
     """Return a stage's learning curve; offline methods use up their log evenly."""
     path = Path(seed_run(study, seed).out) / name / "steps.jsonl"
@@ -295,7 +236,7 @@ def policies_of(study: Study) -> list[str]:
 
 
 def collect(study: Study) -> dict[str, Any]:
-    """Return every figure of the study, JSON-ready."""
+    """Return every figure of the study, JSON-ready; what they say of the paper is in "findings"."""
     config = study.study
     seeds = config.seeds
     suite = config.suite
@@ -316,7 +257,10 @@ def collect(study: Study) -> dict[str, Any]:
         name: [curve_of(study, seed, name)._asdict() for seed in seeds]
         for name in config.curves or tuple(after)
     }
-    return {
+    figures = {
+        "name": study.run.name,
+        "start": config.start,
+        "reinforced": config.reinforced,
         "seeds": list(seeds),
         "budget": config.budget,
         "questions": before["questions"],
@@ -330,10 +274,14 @@ def collect(study: Study) -> dict[str, Any]:
         "curves": curves,
         "iterations": _iterations(study),
     }
+    return {**figures, "findings": findings(study, figures)}
 
 
 def _iterations(study: Study) -> dict[str, Any]:
-    """Return the solved share at the start and at the end of each outer iteration, by seed."""
+    """Return the solved share at the start and at the end of each outer iteration, by seed.
+
+    Beside it the learning curves, and how many samples were used when each later one began.
+    """
     name = study.study.iterative
     if not name:
         return {}
@@ -349,10 +297,16 @@ def _iterations(study: Study) -> dict[str, Any]:
             if row.get("validation_accuracy") is not None:
                 found[row["step"] // span] = row["validation_accuracy"]
         ends.append([found[i] for i in sorted(found)])
-    return {"stage": name, "steps": span, "accuracy": ends}
+    return {
+        "stage": name,
+        "steps": span,
+        "accuracy": ends,
+        "begin": [n * span * stage.batch * stage.group_size for n in range(1, stage.iterations)],
+        "curves": [curve_of(study, seed, name)._asdict() for seed in study.study.seeds],
+    }
 
 
-def findings(study: Study, figures: dict[str, Any]) -> list[dict[str, Any]]:
+def findings(study: Study, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what the paper found, and whether it held here, with the difference behind it."""
     config, after = study.study, figures["after"]
     metric = f"avg@{figures['n']}"
@@ -412,154 +366,6 @@ def _verdict(gap: Interval) -> str:
     return "did not hold" if gap.high < 0 else "open"
 
 
-def table(study: Study, figures: dict[str, Any]) -> list[list[str]]:
-    """Return the table of final figures, the header first."""
-    n, most = figures["n"], max(figures["k"])
-    metrics = ["greedy", f"avg@{n}", f"maj@{most}", f"pass@{most}"]
-    start = [f"{100 * figures['before'][m]['value']:.1f}" for m in metrics]
-    rows = [["stage", *metrics], [study.study.start, *start]]
-    for name, values in figures["after"].items():
-        rows.append([name, *(share_over_seeds(values[m]).text() for m in metrics)])
-    return rows
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    return "\n".join(lines)
-
-
-def write_page(study: Study, figures: dict[str, Any], folder: Path) -> Path:
-    """Write `study.json`, `study.md`, `study.png` and `study.html`; return the page."""
-    judged = findings(study, figures)
-    write_json(folder / "study.json", {**figures, "findings": judged})
-    rows = table(study, figures)
-    claims = [["finding of DeepSeekMath", "measured", "difference, points", "here"]] + [
-        [f["finding"], f["measure"], f["text"], f["verdict"]] for f in judged
-    ]
-    (folder / "study.md").write_text(f"{markdown(rows)}\n\n{markdown(claims)}\n", encoding="utf-8")
-    picture = draw(study, figures)
-    (folder / "study.png").write_bytes(picture)
-    image = base64.b64encode(picture).decode()
-    seeds = len(figures["seeds"])
-    page = PAGE.format(
-        title=html.escape(study.run.name),
-        policy=html.escape(content_policy()),
-        seeds=seeds,
-        budget=f"{figures['budget']:,}",
-        questions=figures["questions"],
-        image=image,
-        rows=_html_table(rows),
-        claims=_html_table(claims),
-    )
-    path = folder / "study.html"
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  color: #222; background: #fff }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td, th {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: left;
-  font-variant-numeric: tabular-nums }}
-img {{ max-width: 100% }}
-</style></head><body>
-<h1>{title}</h1>
-<p>One start, {seeds} seeds, {budget} samples a method. Final figures on {questions} held-out
-problems in per cent: mean over seeds with Student's t interval (95 %). Differences are taken
-within each seed.</p>
-<img alt="Learning curves, iterations, Maj@K and Pass@K" src="data:image/png;base64,{image}">
-<h2>Final figures</h2>{rows}
-<h2>Findings of DeepSeekMath, and whether they held here</h2>{claims}
-</body></html>
-"""
-
-
-def _html_table(rows: list[list[str]]) -> str:
-    head, *body = rows
-    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body
-    )
-    return f"<table><tr>{cells}</tr>{lines}</table>"
-
-
-def draw(study: Study, figures: dict[str, Any]) -> bytes:
-    """Return the three figures side by side, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    count = 3 if figures["iterations"] else 2
-    canvas, axes = pyplot.subplots(1, count, figsize=(6 * count, 5), layout="constrained")
-    for number, (name, curves) in enumerate(figures["curves"].items()):
-        _band(axes[0], [Curve(**c) for c in curves], name, COLOURS[number % len(COLOURS)])
-    axes[0].set(
-        title="Learning curves", xlabel="samples used", ylabel="validation problems solved, %"
-    )
-    axes[0].legend(fontsize=8)
-    if figures["iterations"]:
-        found = figures["iterations"]
-        curves = [curve_of(study, seed, found["stage"]) for seed in figures["seeds"]]
-        _band(axes[1], curves, found["stage"], COLOURS[0])
-        stage = next(s for s in study.run.train if s.name == found["stage"])
-        for number in range(1, stage.iterations):
-            at = number * found["steps"] * stage.batch * stage.group_size
-            axes[1].axvline(at, color="#999", lw=1, ls=":")
-        axes[1].set(
-            title=f"Iterations of {found['stage']}",
-            xlabel="samples used (dotted: π_ref ← π_θ, reward model trained on)",
-            ylabel="validation problems solved, %",
-        )
-    name = study.study.reinforced
-    for metric, colour in (("maj", COLOURS[0]), ("pass", COLOURS[1])):
-        ks = figures["k"]
-        before = [100 * figures["before"][f"{metric}@{k}"]["value"] for k in ks]
-        after = [share_over_seeds(figures["after"][name][f"{metric}@{k}"]) for k in ks]
-        label = {"maj": "Maj@K", "pass": "Pass@K"}[metric]
-        axes[-1].plot(ks, before, "o--", color=colour, label=f"{label}, {study.study.start}")
-        axes[-1].plot(
-            ks, [100 * a.mean for a in after], "o-", color=colour, label=f"{label}, {name}"
-        )
-        _shade(axes[-1], ks, after, colour)
-    axes[-1].set(title=f"Before and after {name}", xlabel="K", ylabel="%", xscale="log")
-    axes[-1].set_xticks(figures["k"], [str(k) for k in figures["k"]])
-    axes[-1].minorticks_off()
-    axes[-1].legend(fontsize=8)
-    buffer = io.BytesIO()
-    # Without a date or a version the same figures give the same bytes.
-    canvas.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    pyplot.close(canvas)
-    return buffer.getvalue()
-
-
-def _band(axis: Any, curves: list[Curve], label: str, colour: str) -> None:
-    """Draw the mean of the seeds' curves with its interval; a curve that ends early is left out
-    beyond its end.
-    """  # noqa: D205
-    length = min((len(c.samples) for c in curves), default=0)
-    if not length:
-        return
-    xs = [sum(c.samples[i] for c in curves) / len(curves) for i in range(length)]
-    values = [share_over_seeds([c.accuracy[i] for c in curves]) for i in range(length)]
-    axis.plot(xs, [100 * v.mean for v in values], "-", color=colour, label=label, lw=1.8)
-    _shade(axis, xs, values, colour)
-
-
-def _shade(axis: Any, xs: Sequence[float], values: list[Interval], colour: str) -> None:
-    if any(math.isnan(v.low) for v in values):
-        return
-    low, high = [100 * v.low for v in values], [100 * v.high for v in values]
-    axis.fill_between(xs, low, high, color=colour, alpha=0.12, lw=0)
-
-
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = Arguments("python -m pipeline.study", __doc__)
@@ -576,7 +382,7 @@ def main(arguments: list[str]) -> None:
     began = time.monotonic()
     run_study(study)
     figures = collect(study)
-    page = write_page(study, figures, Path(study.run.out))
+    page = write_page(figures, Path(study.run.out))
     print(plain((page.parent / "study.md").read_text(encoding="utf-8")))
     print(f"study: {time.monotonic() - began:.0f} s", file=sys.stderr)
     print(page)

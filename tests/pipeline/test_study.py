@@ -10,20 +10,10 @@ import pytest
 
 from data_prep.errors import UserError
 from data_prep.jsonl import write_json, write_rows
+from pipeline.interval import over_seeds, share_over_seeds
 from pipeline.run import stages_of
-from pipeline.study import (
-    base_of,
-    collect,
-    curve_of,
-    findings,
-    load_study,
-    markdown,
-    over_seeds,
-    seed_run,
-    share_over_seeds,
-    table,
-    write_page,
-)
+from pipeline.study import base_of, collect, curve_of, load_study, seed_run
+from pipeline.study_page import markdown, table, write_page
 
 from ..hostile import ALL, EVIL, check
 from .small_run import SMALL, write_small
@@ -156,7 +146,7 @@ def test_curves_count_samples_that_were_used(finished):
 
 def test_findings_are_judged_by_differences_within_seeds(finished):
     figures = collect(finished)
-    found = {f["finding"]: f for f in findings(finished, figures)}
+    found = {f["finding"]: f for f in figures["findings"]}
     by_words = {words.split()[0]: f for words, f in found.items()}
     assert by_words["online"]["verdict"] == "held"  # +0.20 and +0.20
     assert by_words["online"]["difference"][0] == pytest.approx(0.2)
@@ -171,32 +161,30 @@ def test_findings_are_judged_by_differences_within_seeds(finished):
 
 
 def test_a_hostile_name_stays_text_on_the_page(finished, tmp_path, chromium):
-    run = finished.run.model_copy(update={"name": ALL})
-    study = finished.model_copy(update={"run": run})
-    page = write_page(study, collect(finished), tmp_path)
+    page = write_page({**collect(finished), "name": ALL}, tmp_path)
     check(page, chromium, EVIL[:4])
 
 
 def test_the_table_and_the_page_hold_the_figures(finished, tmp_path):
     figures = collect(finished)
-    rows = table(finished, figures)
+    rows = table(figures)
     assert rows[0] == ["stage", "greedy", "avg@2", "maj@2", "pass@2"]
     assert rows[1] == ["sft", "40.0", "40.0", "50.0", "80.0"]
     assert markdown(rows).splitlines()[1] == "|---|---|---|---|---|"
-    page = write_page(finished, figures, tmp_path)
+    page = write_page(figures, tmp_path)
     text = page.read_text()
     assert "data:image/png;base64," in text and "<script" not in text and "http:" not in text
     assert "https:" not in text
     assert json.loads((tmp_path / "study.json").read_text())["findings"]
     first = (tmp_path / "study.png").read_bytes()
-    write_page(finished, figures, tmp_path)
+    write_page(figures, tmp_path)
     assert (tmp_path / "study.png").read_bytes() == first
 
 
 def test_names_are_escaped(finished, tmp_path):
     run = finished.run.model_copy(update={"name": "<script>alert(1)</script>"})
     study = finished.model_copy(update={"run": run})
-    page = write_page(study, collect(study), tmp_path)
+    page = write_page(collect(study), tmp_path)
     assert "<script>" not in page.read_text()
 
 
