@@ -25,7 +25,8 @@ class Interruption:
                 interruption.check()
 
     The first signal is noted and said; a second one, two seconds later or more, ends the process
-    at once. Signals reach the main thread alone, so elsewhere this does nothing.
+    at once. Signals reach the main thread alone, so elsewhere this does nothing. One that is
+    ignored stays so: a background job of a script is no business of Ctrl-C.
 
     Args:
         unit: What is finished first ("step", "shard").
@@ -45,6 +46,8 @@ class Interruption:
         """Take the signals."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._note)
         return self
 

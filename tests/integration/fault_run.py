@@ -19,8 +19,9 @@ stages in its own process. First one runs that nothing disturbs. Then, for each 
 
 What ends a run for want of room or of memory has to end it with status 2 and a message that names
 a file and says what to do. After each of these the run goes on to its end, and is compared, byte
-for byte, with the one that nothing disturbed. JSON on the last line of the output says what was
-found.
+for byte, with the one that nothing disturbed. Every fault is told on standard error as it happens;
+JSON on the last line of the output says what was found. `--part 0/2` and `--part 1/2` share the
+kinds of damage between two processes.
 """
 
 from __future__ import annotations
@@ -259,7 +260,8 @@ def run_here(config: Path, reaper: Reaper | None, plan: dict[str, Any], tell: Ca
     def call(words: list[str]) -> int:
         # [python, -m, module, arguments…]
         module, arguments = words[2], words[3:]
-        name = arguments[-1] if "--stage" in arguments else module
+        staged = "--stage" in arguments
+        name = arguments[arguments.index("--stage") + 1] if staged else module
         if reaper is not None and name == plan.get("stage"):
             reaper.arm(plan.get("at", 0), plan["kind"])
         tell(stage=name, seen=0 if reaper is None else reaper.seen)
@@ -311,6 +313,8 @@ class Attempt:
             status = 1
             try:
                 os.setsid()
+                # A background job of a shell has it ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.dup2(self._sink.stdin.fileno(), 1)
                 os.dup2(self._sink.stdin.fileno(), 2)
                 self._sink.stdin.close()
@@ -440,10 +444,11 @@ class Trial:
     Args:
         folder: Everything goes here; the run itself to a small disk in it, where there is one.
         seed: Of the run, and of every choice.
+        part: (i, n): which of n shares of the kinds of damage are looked at.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder.resolve(), seed
+    def __init__(self, folder: Path, seed: int, part: tuple[int, int] = (0, 1)) -> None:
+        self.folder, self.seed, self.part = folder.resolve(), seed, part
         self.folder.mkdir(parents=True, exist_ok=True)
         self.disk = Disk(self.folder / "disk")
         self.out, self.whole = self.disk.place / "run", self.folder / "whole"
@@ -464,6 +469,12 @@ class Trial:
             }
         copy(self.out, self.whole)
         self.clear()
+        self.tell(undisturbed_s=round(self.seconds, 1), files=len(self.expected))
+
+    def tell(self, **found: Any) -> None:
+        """Say what has just happened, for those who watch."""
+        line = json.dumps({"at": time.strftime("%H:%M:%S", time.gmtime()), **found})
+        print(line, file=sys.stderr, flush=True)
 
     def rng(self) -> random.Random:
         """Return random numbers, the same for each fault whatever came before."""
@@ -487,6 +498,7 @@ class Trial:
     def result(self, **found: Any) -> dict[str, Any]:
         """Compare what is left with what was expected, and clear up."""
         wrong = differences(self.expected, contents(self.out))
+        self.tell(compared=len(self.expected), differences=wrong)
         self.clear()
         return {"files": len(self.expected), "differences": wrong, **found}
 
@@ -514,6 +526,7 @@ def kill(trial: Trial, times: int) -> dict[str, Any]:
             raise SystemExit(f"{plan}: status {status}\n{attempt.said[-4000:]}")
         if status:
             kills.append({**plan, "in": attempt.where})
+            trial.tell(kill=len(kills), kind=plan["kind"], **{"in": attempt.where})
 
     for name in names:
         count = times // len(names) + (name in extra)
@@ -531,17 +544,16 @@ def stop(trial: Trial, times: int) -> dict[str, Any]:
     rng = trial.rng()
     ended = []
     for number, name in enumerate(list(trial.stages)[:times]):
+        events = trial.stages[name]["events"]
+        first = min(15, int(0.3 * events))  # past the beginning, where nothing is made yet
         plan = {
             "kind": ("SIGTERM", "SIGINT")[number % 2],
             "stage": name,
-            # Past the beginning, where nothing is made yet.
-            "at": rng.randint(15, max(15, int(0.6 * trial.stages[name]["events"]))),
+            "at": rng.randint(first, max(first, int(0.6 * events))),
         }
         attempt = trial.attempt(number, plan=plan)
         status = attempt.finish()
         said = attempt.said
-        if status == 0:
-            continue  # it came so late that the stage was complete
         if status != 130 or "Traceback" in said or "go on with: python " not in said:
             raise SystemExit(f"{plan}: status {status}\n{said[-4000:]}")
         here = attempt.where
@@ -553,6 +565,7 @@ def stop(trial: Trial, times: int) -> dict[str, Any]:
             found["steps"] = len(records.read_bytes().splitlines())
             found["saved"] = int(states[-1].removeprefix("step-")) if states else 0
         ended.append(found)
+        trial.tell(stop=plan["kind"], **{"in": here})
     trial.complete()
     return trial.result(ended=ended)
 
@@ -604,7 +617,8 @@ def damage(trial: Trial, times: int) -> dict[str, Any]:
         for kind, places in kinds.items()
         for how in ("cut", "flip", "remove")
     ]
-    chosen = cases if not times else rng.sample(cases, times)
+    first, step = trial.part
+    chosen = (cases if not times else rng.sample(cases, times))[first::step]
     found = []
     for name, within, kind, how in chosen:
         copy(snapshots[name], trial.out)
@@ -630,8 +644,9 @@ def damage(trial: Trial, times: int) -> dict[str, Any]:
         if status or wrong:
             raise SystemExit(f"{name}: {within} {how}: {status}, {wrong}:\n{attempt.said[-4000:]}")
         found.append({"run": name, "kind": kind, "how": how, "outcome": outcome})
+        trial.tell(damage=f"{len(found)}/{len(chosen)}", **found[-1])
         trial.clear()
-    return {"differences": [], "cases": len(cases), "found": found}
+    return {"differences": [], "cases": len(chosen), "found": found}
 
 
 def copy(source: Path, target: Path) -> None:
@@ -689,6 +704,7 @@ def grow(
             break
         error = message_of(attempt, status, *expected)
         ended.append({"in": attempt.where, "error": error.replace(str(trial.out), "RUN")})
+        trial.tell(**ended[-1])
     widen(-1)
     trial.complete()
     return ended
@@ -736,6 +752,7 @@ def refuse(trial: Trial, times: int) -> dict[str, Any]:
         trial.disk.change("rw")
         error = message_of(attempt, status, str(trial.out), "Read-only file system")
         ended.append({"in": attempt.where, "error": error.replace(str(trial.out), "RUN")})
+        trial.tell(**ended[-1])
     trial.complete()
     return trial.result(ended=ended)
 
@@ -798,6 +815,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--part", default="0/1", help="I/N: the I-th of N shares of the damage")
     parser.add_argument("faults", nargs="+", help=f"NAME=TIMES: {', '.join(FAULTS)}")
     known = parser.parse_args()
     # Before the first fork; nothing here computes, so no thread is lost in the children.
@@ -811,7 +829,8 @@ def main() -> None:
 
     for name in ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer"):
         getattr(transformers, name)
-    trial = Trial(known.out, known.seed)
+    first, _, step = known.part.partition("/")
+    trial = Trial(known.out, known.seed, (int(first), int(step)))
     found: dict[str, Any] = {"undisturbed_s": round(trial.seconds, 1)}
     try:
         for words in known.faults:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from data_prep.interruption import Interruption
+
 SMALL_RUN = Path(__file__).parent.parent / "pipeline" / "small_run.py"
 
 
@@ -39,6 +41,8 @@ def start(root: Path, config: Path) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        # Whatever it is for who runs the tests: a background job of a shell has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -127,3 +131,15 @@ def test_a_signal_of_the_last_step_ends_the_run_when_the_stage_is_published(root
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said[-2000:]
     assert "stopping when" not in said
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption("step") as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            interruption.check()
+        assert not interruption.asked
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
