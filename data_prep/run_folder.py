@@ -233,7 +233,7 @@ def _path_plugins(value: Any) -> dict[str, Path]:
 
 
 # Locks that this process holds, by lock file: a stage may be entered again after an error.
-_LOCKS: dict[Path, IO[str]] = {}
+_LOCKS: dict[Path, IO[bytes]] = {}
 
 
 def _lock(path: Path) -> bool:
@@ -248,12 +248,13 @@ def _lock(path: Path) -> bool:
     if path in _LOCKS:
         return False
     with ExitStack() as failing:
-        file = failing.enter_context(path.open("a+", encoding="utf-8"))
+        # Unbuffered: what a full disk refused must not be tried again where it is closed.
+        file = failing.enter_context(path.open("ab+", buffering=0))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().decode(errors="replace").strip() or "unknown"
             raise UserError(
                 str(path.parent),
                 f"this stage is running in process {holder}",
@@ -262,8 +263,7 @@ def _lock(path: Path) -> bool:
             ) from None
         with disk_errors(path):
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode())
         failing.pop_all()
     _LOCKS[path] = file
     return True

@@ -145,3 +145,30 @@ def test_a_stage_that_raises_gives_its_lock_back(root, tmp_path):
         "out.txt",
         "part.txt",
     ]
+
+
+# A disk without room, as far as this process is concerned.
+FULL = """
+import resource
+import sys
+
+from data_prep.run_folder import Stage
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+try:
+    Stage(sys.argv[1], "sft", {}, {}).begin()
+except OSError as error:
+    print(error.filename)
+"""
+
+
+def test_a_lock_that_cannot_be_written_is_named(root, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", FULL, str(tmp_path / "run")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == str(tmp_path / "run" / ".sft.lock"), done.stderr
+    assert "Warning" not in done.stderr
