@@ -429,9 +429,11 @@ def check_forecast(run: RunConfig) -> Iterator[Check]:
             yield Check("forecast", "note", f"stage {stage.stage!r}: {stage.unknown}", fix)
     known = [stage for stage in found if not stage.unknown]
     if known:
-        top = max(known, key=lambda stage: stage.peak)
+        top = max(known, key=lambda stage: stage.on_machine)
         disk = size_text(sum(stage.disk for stage in known))
-        text = f"at most {size_text(top.peak)} of memory (stage {top.stage!r}), {disk} of disk"
+        text = (
+            f"at most {size_text(top.on_machine)} of memory (stage {top.stage!r}), {disk} of disk"
+        )
         yield Check("forecast", "ok", text)
 
 

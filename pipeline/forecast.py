@@ -3,7 +3,8 @@
 With P parameters of b bytes, P' of them trained, T tokens of one pass, V vocabulary (the model's
 numbers stand in `pipeline.shape`):
 
-    weights       P b (and P 2 for copies in bfloat16 where products run in it)
+    weights       P b, and P 2 for copies in bfloat16 where products run in it (with gradient
+                  checkpointing a layer's)
     gradients     P' b
     optimizer     2 P' b for AdamW's moments, and P' b more while it steps
     activations   T · kept · b of every layer, and one more layer at work; with gradient
@@ -17,14 +18,27 @@ numbers stand in `pipeline.shape`):
     keys and values   rows · positions · cache · b, and half of it again while they grow
     program       Python with its libraries, and the processes that judge
 
-Where several processes train, the numbers are those of one GPU, or of a machine's processes
-together on CPUs; what they split (`parallel = "fsdp2"`) counts by its part, and the embeddings and
-two layers once more, whole. Time is shared among them.
+Where several processes train (N of them), memory is that of one process. `parallel = "fsdp2"`:
 
-vLLM takes its share of a GPU, or on a CPU its key-value cache, whatever it is asked to do. Time is
-the work (6 operations a parameter and trained token, 2 a sampled one) at a share of the rate that
-this machine's matrix products reach, measured on the model's own shapes just before. The shares
-are those of the demo on two cores; they say minutes or hours, not seconds.
+    split         weights, gradients, optimizer, reference, critic by N
+    gathered      the embeddings and two layers, whole; gradients of the embeddings and one layer
+    on the first  the whole training state while it is saved, in main memory
+
+`parallel = "ddp"` splits none of that, and adds a bucket of gradients under way. Engines, reward
+models and what judges are whole in each; passes and samples are a process's share of a step. On
+CPUs a machine's processes share its memory, and time.
+
+vLLM takes its share of a GPU, or on a CPU its key-value cache, whatever it is asked to do.
+
+Time on a CPU, with W operations of matrix products (6 a parameter and trained token, 2 a sampled
+one), r the rate of products measured on the model's own shapes just before, H its width and c
+cores:
+
+    W / r + REST · W / (H c)
+
+What is no product goes over numbers, not over pairs of them, hence the width; REST is measured
+(`tests/benchmarks/bench_forecast.py`). On a GPU it is W at a share of r, assumed and not measured.
+Both say minutes or hours, not seconds.
 
 A stage that cannot fit into memory or on the disk is refused, with the key that would help most.
 """
@@ -38,6 +52,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_prep.errors import UserError
 from pipeline.attention import CHUNK
 from pipeline.config import RunConfig, TrainConfig
@@ -48,7 +64,7 @@ from pipeline.machine import Machine, product_rate, this_machine
 from pipeline.methods import Method, create_method
 from pipeline.model import torch_dtype
 from pipeline.plan import models_of
-from pipeline.ranks import planned
+from pipeline.ranks import BUCKET_BYTES, Launch, launched
 from pipeline.shape import Shape, shape_of_config, shape_of_model
 
 MIB, GIB = 2**20, 2**30
@@ -56,8 +72,11 @@ MIB, GIB = 2**20, 2**30
 PROGRAM = {"train": 580 * MIB, "sample": 600 * MIB, "judge": 220 * MIB, "data": 180 * MIB}
 JUDGING_PROCESS, CONVERTING_PROCESS = 100 * MIB, 30 * MIB
 CUDA_CONTEXT = 600 * MIB
-# Shares of the rate of matrix products, and rates of other work, as the demo reaches them.
+# Shares of the rate of matrix products on a GPU.
 TRAINING_SHARE, SAMPLING_SHARE = 0.5, 0.15
+# Seconds of one core for what is no product, by operations over the model's width.
+TRAINING_REST, SAMPLING_REST = 1.1e-9, 3.3e-9
+# Rates of other work, as the demo reaches them.
 VERDICTS_PER_S, ROWS_PER_S, START_S = 3000.0, 5000.0, 6.0
 # What processes that split the model hold a part of (`pipeline.ranks`).
 SPLIT = {"weights", "gradients", "optimizer", "reference", "critic", "policy that samples"}
@@ -75,13 +94,17 @@ class Forecast:
 
     Attributes:
         stage: Its name.
-        memory: Part → bytes at the peak, on the GPU where there is one.
+        memory: Part → bytes at the peak of one process, on its GPU where there is one.
         kept: Part → bytes that stay on disk.
         scratch: Bytes that are on disk only until it is complete.
         tokens: Tokens that are trained on, sampled or made.
         operations: Of its matrix products.
         share: Of the machine's rate at which they run.
         other_s: Seconds of what is no matrix product.
+        start_s: Seconds of a process's start.
+        processes: How many share this machine's main memory.
+        first: Bytes of main memory that the first of several processes takes beyond the others:
+            for the whole training state while it saves, and for servers that it starts.
         unknown: What could not be told, such as a model that is not on this machine yet.
         keys: Part → what would make it smaller.
     """
@@ -93,14 +116,22 @@ class Forecast:
     tokens: int = 0
     operations: float = 0.0
     share: float = 1.0
-    other_s: float = START_S
+    other_s: float = 0.0
+    start_s: float = START_S
+    processes: int = 1
+    first: int = 0
     unknown: str = ""
     keys: dict[str, str] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
-        """Bytes of memory at the worst moment."""
+        """Bytes of memory of one process at the worst moment."""
         return sum(self.memory.values())
+
+    @property
+    def on_machine(self) -> int:
+        """Bytes of memory of all processes that share this machine's."""
+        return self.peak * self.processes + self.first
 
     @property
     def disk(self) -> int:
@@ -109,28 +140,31 @@ class Forecast:
 
     def seconds(self, rate: float) -> float:
         """Return the time at a rate of matrix products, operations a second."""
-        return self.other_s + self.operations / (rate * self.share)
+        return self.start_s + self.other_s + self.operations / (rate * self.share)
 
 
-def forecast(run: RunConfig, names: Iterable[str] | None = None) -> list[Forecast]:
+def forecast(
+    run: RunConfig, names: Iterable[str] | None = None, launch: Launch | None = None
+) -> list[Forecast]:
     """Return the forecast of a run's stages, in the order of their inputs.
 
     Args:
         run: The run.
         names: Only these stages.
+        launch: The processes that train together; empty for those that a launcher started.
     """
     from pipeline.run import stages_of
 
     wanted = [name for name, _ in stages_of(run) if names is None or name in set(names)]
-    book = _Book(run, lengths_of(run))
+    book = _Book(run, lengths_of(run), launch or launched())
     return [book.stage(name) for name in wanted if name != "report"]
 
 
 class _Book:
     """A run with what all its stages share: lengths and shapes."""
 
-    def __init__(self, run: RunConfig, lengths: Lengths) -> None:
-        self.run, self.lengths = run, lengths
+    def __init__(self, run: RunConfig, lengths: Lengths, launch: Launch) -> None:
+        self.run, self.lengths, self.launch = run, lengths, launch
         self.bytes = torch_dtype(run.model.dtype).itemsize
         self.on_gpu = _device(run) != "cpu"
         self.stages = {stage.name: stage for stage in run.train}
@@ -176,6 +210,13 @@ class _Book:
             return self._evaluate()
         return self._train(self.stages[name])
 
+    def rest(self, shape: Shape, trained: float, sampled: float = 0.0) -> float:
+        """Return the seconds of what is no matrix product, by the operations of what is."""
+        if self.on_gpu:
+            return 0.0
+        work = TRAINING_REST * trained + SAMPLING_REST * sampled
+        return work / shape.width / torch.get_num_threads()
+
     # The stages
 
     def _data(self, name: str) -> Forecast:
@@ -192,7 +233,7 @@ class _Book:
             },
             kept={"rows": tokens * ROW_TOKEN_BYTES, "problems": text},
             tokens=tokens,
-            other_s=START_S + max(lengths.rows, lengths.problems) / ROWS_PER_S,
+            other_s=max(lengths.rows, lengths.problems) / ROWS_PER_S,
             keys={"rows": f"lower {name}.rows, or give it fewer sources"},
         )
 
@@ -208,13 +249,15 @@ class _Book:
         longest = self._completion(config.model, self.run.sampling.max_tokens, LONGER)
         memory, keys = self._engine(shape, config.group_size, problems, longest)
         tokens = round(samples * length)
+        operations = 2.0 * shape.products * (tokens + problems * self.lengths.prompt)
         return Forecast(
             "generate",
             memory={**self.program("sample"), **memory, "samples": 4 * _log(samples, tokens)},
             kept={"samples": _log(samples, tokens)},
             tokens=tokens,
-            operations=2.0 * shape.products * (tokens + problems * self.lengths.prompt),
-            share=SAMPLING_SHARE,
+            operations=operations,
+            share=SAMPLING_SHARE if self.on_gpu else 1.0,
+            other_s=self.rest(shape, 0.0, operations),
             keys=keys | {"samples": "lower generate.limit or generate.group_size"},
         )
 
@@ -224,7 +267,8 @@ class _Book:
             "verify",
             memory={"program": PROGRAM["judge"] + workers * JUDGING_PROCESS},
             kept={"verdicts": generated * VERDICT_BYTES},
-            other_s=2.0 + generated / (VERDICTS_PER_S * workers),
+            other_s=generated / (VERDICTS_PER_S * workers),
+            start_s=2.0,
             keys={"program": "lower verify.workers", "verdicts": "lower generate.limit"},
         )
 
@@ -248,6 +292,9 @@ class _Book:
         longest = self._completion(names[-1], config.max_tokens, LONGER)
         memory, keys = self._engine(shape, max(1, config.n), config.shard_size, longest)
         one = _log(samples, tokens) // max(1, len(names))
+        # A question's greedy sample and the others compute its prompt once each.
+        prompts = 2 * questions * len(names) * self.lengths.prompt
+        operations = 2.0 * shape.products * (tokens + prompts)
         return Forecast(
             "evaluate",
             memory={
@@ -257,9 +304,9 @@ class _Book:
             },
             kept={"samples": _log(samples, tokens) + samples * VERDICT_BYTES},
             tokens=tokens,
-            operations=2.0 * shape.products * tokens,
-            share=SAMPLING_SHARE,
-            other_s=START_S + samples / (VERDICTS_PER_S * config.workers),
+            operations=operations,
+            share=SAMPLING_SHARE if self.on_gpu else 1.0,
+            other_s=self.rest(shape, 0.0, operations) + samples / (VERDICTS_PER_S * config.workers),
             keys=keys | {"samples": "lower evaluate.n, or set evaluate.limit"},
         )
 
@@ -290,14 +337,20 @@ class _Book:
         trained = shape.adapters(config.lora.rank) if config.lora.rank else parameters
         # Time goes by what is usual, memory by what may come.
         work, worst = self._work(config, method, 1.0), self._work(config, method, LONGER)
-        autocast = 2 * parameters * (config.precision == "bfloat16")
+        # Products in bfloat16 keep their factors for the backward pass, or a layer's at a time.
+        copies = 2 * parameters * (config.precision == "bfloat16")
+        if config.gradient_checkpointing:
+            copies //= shape.layers
         memory = {
             **self.program("train"),
-            "weights": parameters * b + trained * b * bool(config.lora.rank) + autocast,
+            "weights": parameters * b + trained * b * bool(config.lora.rank),
             "gradients": trained * b,
             "optimizer": 3 * trained * b,
         }
+        if copies:
+            memory["copies in bfloat16"] = copies
         keys = {
+            "copies in bfloat16": f"set gradient_checkpointing {where}",
             "weights": "take a smaller model (model.path, or the keys of [model])",
             "gradients": f"set lora.rank {where}, which trains adapters alone",
             "optimizer": f"set lora.rank {where}, which trains adapters alone",
@@ -316,16 +369,24 @@ class _Book:
             retrained = 4 * parameters * b if config.reward.retrain else 0
             memory["reward models"] = judges * parameters * b + retrained
             keys["reward models"] = f"remove reward.model or reward.process {where}"
-        memory |= self._passes(config, method, shape, worst)
+        ranks = self.launch.count
+        passes = self._passes(config, method, shape, worst)
+        memory |= passes
         few = f"lower micro_tokens {where}"
         checkpointing = "" if config.gradient_checkpointing else " or set gradient_checkpointing"
         keys |= {"activations": few + checkpointing, "attention": few, "log-probs": few}
-        sampled = 0
+        sampled, first = 0, 0
         if method.source == "policy":
             engine, engine_keys = self._engine(
-                shape, method.samples(config.group_size), config.batch, worst.completion
+                shape,
+                method.samples(config.group_size),
+                math.ceil(config.batch / ranks),
+                worst.completion,
             )
-            memory |= engine
+            if ranks > 1 and run.engine.among == "leader":
+                first = 0 if self.on_gpu else sum(engine.values())
+            else:
+                memory |= engine
             keys |= engine_keys
             if not self.on_gpu:
                 memory["program"] += run.verify.workers * JUDGING_PROCESS
@@ -345,37 +406,50 @@ class _Book:
             keys["rollouts"] = (
                 f"lower steps, batch or group_size, or set coefficients_every = 0 {where}"
             )
-        passes = method.config.updates * 6.0  # type: ignore[attr-defined]
-        passes += 2.0 * ("reference" in memory or bool(method.reference)) + 6.0 * (
+        factor = method.config.updates * 6.0  # type: ignore[attr-defined]
+        factor += 2.0 * ("reference" in memory or bool(method.reference)) + 6.0 * (
             "critic" in memory
         )
-        passes += 2.0 * judges + 2.0 * config.gradient_checkpointing
+        factor += 2.0 * judges + 2.0 * config.gradient_checkpointing
         tokens = round(work.steps * work.tokens)
-        kind, ranks, here = planned(config.parallel)
-        if ranks > 1 and kind == "fsdp2":
+        # The states that a killed run goes on from, and one that is being written.
+        state = 3 * trained * b
+        if ranks > 1 and self.launch.kind(config.parallel) == "fsdp2":
             for part in SPLIT & memory.keys():
                 memory[part] //= ranks
-            # The embeddings, and a layer at work beside the one that is fetched.
+            # The embeddings, and a layer at work beside the one that is fetched; then gradients
+            # of the embeddings and a layer on their way to those who keep them.
             embeddings = shape.vocabulary * shape.width * (2 - shape.tied)
-            layers = (parameters - embeddings) * min(2, shape.layers) // shape.layers
-            memory["gathered"] = (embeddings + layers) * b
+            layer = (parameters - embeddings) // shape.layers
+            memory["gathered"] = (2 * embeddings + (min(2, shape.layers) + 1) * layer) * b
             keys["gathered"] = "take a smaller model (model.path)"
-        if ranks > 1 and not self.on_gpu:
-            memory = {part: size * here for part, size in memory.items()}
-        operations = passes * shape.products * tokens / ranks
-        decoding = 2.0 * shape.products * sampled * work.completion
+            if not self.on_gpu:
+                # Saved between the steps, when nothing is gathered and no pass is under way.
+                first += max(0, state - memory["gathered"] - sum(passes.values()))
+        elif ranks > 1:
+            largest = shape.vocabulary * shape.width
+            memory["gradients under way"] = min(trained, BUCKET_BYTES // b + largest) * b
+            keys["gradients under way"] = keys["gradients"]
+        # A machine's processes share its cores, and the rate was measured by them or by all.
+        shared = ranks if self.launch.is_one or self.on_gpu else ranks / self.launch.here
+        operations = factor * shape.products * tokens / shared
+        decoding = 2.0 * shape.products * sampled * work.completion / shared
+        rest = self.rest(shape, operations, decoding)
+        if self.on_gpu:
+            # Sampled tokens as if they were trained ones, so that one share serves both.
+            decoding *= TRAINING_SHARE / SAMPLING_SHARE
         return Forecast(
             config.name,
             memory=memory,
             kept=kept,
-            # The states that a killed run goes on from, and one that is being written.
-            scratch=(config.keep_states + 1) * 3 * trained * b,
+            scratch=(config.keep_states + 1) * state,
             tokens=tokens,
-            # Sampled tokens as if they were trained ones, so that one share serves both.
-            operations=operations + decoding / ranks * TRAINING_SHARE / SAMPLING_SHARE,
-            share=TRAINING_SHARE,
-            other_s=START_S + sampled / (VERDICTS_PER_S * run.verify.workers * ranks),
+            operations=operations + decoding,
+            share=TRAINING_SHARE if self.on_gpu else 1.0,
+            other_s=rest + sampled / (VERDICTS_PER_S * run.verify.workers * ranks),
             keys=keys,
+            processes=1 if self.on_gpu else self.launch.here,
+            first=first,
         )
 
     # What they are made of
@@ -425,6 +499,7 @@ class _Book:
         b = 2 if config.precision == "bfloat16" else self.bytes
         document = min(work.document, shape.context * max(1, work.members))
         tokens = min(max(config.micro_tokens, document), work.tokens)
+        tokens = min(tokens, max(document, work.tokens / self.launch.count))
         layer = tokens * shape.kept * b
         if config.gradient_checkpointing:
             activations = tokens * shape.width * b * shape.layers + layer
@@ -456,6 +531,11 @@ class _Book:
         engine: Any = self.run.engine
         b = 2 if engine.dtype == "bfloat16" else 4
         weights = shape.parameters * b
+        if engine.kind == "vllm_server":
+            workers = engine.servers * engine.tensor_parallel
+            # Running already, or on other GPUs than the trainer's.
+            if engine.urls or (self.on_gpu and torch.cuda.device_count() > workers):
+                return {}, {}
         if engine.kind.startswith("vllm"):
             if self.on_gpu:
                 share = round(engine.gpu_memory_share * this_machine(self.run.out).gpu)
@@ -525,7 +605,7 @@ def _device(run: RunConfig) -> str:
 
 def rate_of(run: RunConfig) -> float:
     """Return this machine's rate of matrix products of the run's model, operations a second."""
-    book = _Book(run, Lengths())
+    book = _Book(run, Lengths(), Launch())
     shape = book.shape("model")
     width, inner = (1024, 4096) if shape is None else (shape.width, shape.feed_forward)
     precisions = {stage.precision for stage in run.train} or {"float32"}
@@ -551,7 +631,7 @@ def table(found: Sequence[Forecast], rate: float, lengths: Lengths) -> str:
         lines.append(
             (
                 stage.stage,
-                size_text(stage.peak),
+                (f"{stage.processes} × " if stage.processes > 1 else "") + size_text(stage.peak),
                 count_text(stage.tokens),
                 time_text(stage.seconds(rate)),
                 size_text(stage.disk),
@@ -561,7 +641,7 @@ def table(found: Sequence[Forecast], rate: float, lengths: Lengths) -> str:
     known = [stage for stage in found if not stage.unknown]
     total = (
         "all",
-        size_text(max((s.peak for s in known), default=0)),
+        size_text(max((s.on_machine for s in known), default=0)),
         count_text(sum(s.tokens for s in known)),
         time_text(sum(s.seconds(rate) for s in known)),
         size_text(sum(s.disk for s in known) + max((s.scratch for s in known), default=0)),
@@ -576,8 +656,7 @@ def table(found: Sequence[Forecast], rate: float, lengths: Lengths) -> str:
     source = "counted by the data stage" if lengths.counted else "estimated from the first rows"
     text.append(
         f"lengths {source}: prompts {lengths.prompt:.0f} tokens, answers {lengths.completion:.0f}; "
-        f"matrix products {rate / 1e9:.0f} Gflop/s here, of which training is taken to reach "
-        f"{TRAINING_SHARE:.0%} and sampling {SAMPLING_SHARE:.0%}"
+        f"matrix products {rate / 1e9:.0f} Gflop/s here"
     )
     return "\n".join(text)
 
@@ -600,21 +679,23 @@ def refuse_what_cannot_fit(
     warnings: list[str] = []
     for stage in found:
         needs_gpu = on_gpu and stage.stage not in ("data", "mixture", "verify")
+        need = stage.on_machine
         total = machine.gpu if needs_gpu else machine.memory
         free = machine.gpu_free if needs_gpu else machine.available
         what = "GPU memory" if needs_gpu else "memory"
-        if stage.peak > total:
+        among = f" in {stage.processes} processes" if stage.processes > 1 else ""
+        if need > total:
             part, size, fix = _largest(stage, stage.memory)
             raise UserError(
                 f"stage {stage.stage!r}",
-                f"it would take about {size_text(stage.peak)} of {what}, {size_text(size)} of it "
-                f"for {part}",
+                f"it would take about {size_text(need)} of {what}{among}, "
+                f"{size_text(size * stage.processes)} of it for {part}",
                 f"at most {size_text(total)}, which this machine has",
                 f"{fix}; or go on in spite of it with --no-forecast",
             )
-        if stage.peak > free:
+        if need > free:
             warnings.append(
-                f"stage {stage.stage!r} would take about {size_text(stage.peak)} of {what}, and "
+                f"stage {stage.stage!r} would take about {size_text(need)} of {what}{among}, and "
                 f"{size_text(free)} is free now"
             )
     there = _size_of(Path(run.out))
@@ -647,17 +728,20 @@ def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def announce(run: RunConfig, names: Iterable[str] | None = None) -> None:
+def announce(
+    run: RunConfig, names: Iterable[str] | None = None, launch: Launch | None = None
+) -> None:
     """Print what the stages will take, and refuse what cannot fit.
 
     Args:
         run: The run.
         names: Only these stages.
+        launch: As `forecast` takes it.
 
     Raises:
         UserError: A stage needs more than this machine has.
     """
-    found = forecast(run, names)
+    found = forecast(run, names, launch)
     print(table(found, rate_of(run), lengths_of(run)), file=sys.stderr)
     for warning in refuse_what_cannot_fit(run, found):
         print(f"warning: {warning}", file=sys.stderr)

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from pipeline.kernels import product
+
 WIDEST = 1024
 # Where the kernel says how much memory a container may use: control groups of version 2 and 1.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -66,7 +68,8 @@ def free_disk(out: str | Path) -> int:
 def product_rate(width: int, inner: int, device: str = "cpu", dtype: str = "float32") -> float:
     """Return the operations a second (two a multiply-add) of [2048, width] × [width, inner].
 
-    Products wider than `WIDEST` run no faster, and are not tried.
+    By the library that training takes (`pipeline.kernels.product`). Products wider than `WIDEST`
+    run no faster, and are not tried.
 
     The best of a few tries in a fifth of a second: other work on the machine only slows it.
 
@@ -80,12 +83,12 @@ def product_rate(width: int, inner: int, device: str = "cpu", dtype: str = "floa
     place = torch.device(device)
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     a = torch.ones(2048, width, device=place, dtype=kind)
-    b = torch.ones(width, inner, device=place, dtype=kind)
+    b = torch.ones(inner, width, device=place, dtype=kind)
     best, began = float("inf"), time.perf_counter()
     with torch.inference_mode():
         while time.perf_counter() - began < 0.2:
             started = time.perf_counter()
-            torch.mm(a, b)
+            product(a, b)
             if place.type == "cuda":
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - started)

@@ -77,7 +77,9 @@ def hidden_states(backbone: Any, layout: Layout, autocast: bool = False) -> Stat
         kind = next(backbone.parameters()).dtype
         mask = torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, torch.finfo(kind).min)
     given = {"attention_mask": mask, "position_ids": rows.position_ids}
-    with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=autocast):
+    # Each weight is read once: a cache would hold copies of all of them to the end of the pass.
+    device = layout.input_ids.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=autocast, cache_enabled=False):
         found = backbone(
             input_ids=rows.input_ids,
             use_cache=False,

@@ -33,8 +33,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal, TypeVar
@@ -426,18 +427,53 @@ def meet() -> bool:
     return dist.get_rank() == 0
 
 
-def planned(parallel: Parallel) -> tuple[Literal["ddp", "fsdp2"], int, int]:
-    """Return what the processes of the launcher will do, how many they are, and how many here.
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How many processes train together.
+
+    Attributes:
+        count: In all.
+        here: On this machine.
+        is_one: Whether this process is one of them, and no other starts them later.
+    """
+
+    count: int = 1
+    here: int = 1
+    is_one: bool = True
+
+    def kind(self, parallel: Parallel) -> Literal["ddp", "fsdp2"]:
+        """Return what they do where a stage's key says `parallel`."""
+        if parallel != "auto":
+            return parallel
+        asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+        return "fsdp2" if asked else "ddp"
+
+
+def launched() -> Launch:
+    """Return what the launcher of this process says."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return Launch(count, int(os.environ.get("LOCAL_WORLD_SIZE", str(count))))
+
+
+def launch_of(words: Sequence[str]) -> Launch:
+    """Return what a launcher's command line asks for, as far as it says.
 
     Args:
-        parallel: The stage's key.
+        words: Such as "torchrun", "--nproc-per-node", "8"; empty for one process.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(count)))
-    if parallel != "auto":
-        return parallel, count, here
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
-    return ("fsdp2" if asked else "ddp"), count, here
+    found: dict[str, int] = {}
+    for word, following in pairwise([*words, ""]):
+        name, given, value = word.lstrip("-").replace("_", "-").partition("=")
+        name = {"n": "nnodes", "num-machines": "nnodes"}.get(name, name)
+        text = value if given else following
+        if word.startswith("-") and text.isdigit():
+            found[name] = int(text)
+    nodes = max(1, found.get("nnodes", 1))
+    if "num-processes" in found:  # accelerate counts those of all machines
+        count = found["num-processes"]
+        return Launch(count, max(1, count // nodes), False)
+    here = found.get("nproc-per-node", 1)
+    return Launch(nodes * here, here, False)
 
 
 def open_ranks(parallel: Parallel, device: torch.device, where: str = "parallel") -> Ranks:
@@ -474,7 +510,7 @@ def open_ranks(parallel: Parallel, device: torch.device, where: str = "parallel"
             )
         torch.cuda.set_device(local)
         device = torch.device("cuda", local)
-    return Ranks(dist.get_rank(), count, planned(parallel)[0], device)
+    return Ranks(dist.get_rank(), count, launched().kind(parallel), device)
 
 
 def _is_first_to_fail(store: Any, index: int) -> bool:

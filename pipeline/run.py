@@ -30,6 +30,7 @@ from pipeline.forecast import announce
 from pipeline.methods import create_method
 from pipeline.plan import models_of
 from pipeline.preflight import preflight
+from pipeline.ranks import launch_of
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -189,7 +190,7 @@ def main(arguments: list[str]) -> None:
     if known.dry_run:
         print(dump_toml(run))
     if not known.no_forecast:
-        announce(run)
+        announce(run, launch=launch_of(shlex.split(known.launch)))
     if not known.dry_run:
         run_all(run, forecasts=not known.no_forecast, launch=known.launch)
 

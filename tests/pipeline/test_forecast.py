@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,11 @@ from pipeline.forecast import (
     table,
     time_text,
 )
-from pipeline.lengths import lengths_of
+from pipeline.lengths import lengths_of, vocabulary_of
 from pipeline.machine import Machine, this_machine
+from pipeline.ranks import Launch, launch_of
 from pipeline.run import main, resolve
-from pipeline.shape import shape_of_model
+from pipeline.shape import shape_of_config, shape_of_model
 
 from .small_run import write_small
 
@@ -166,6 +168,93 @@ def test_keys_move_the_parts_that_they_are_said_to_move(tmp_path):
     assert part_of(fewer, "grpo", "keys and values") < part_of(run, "grpo", "keys and values")
 
 
+@pytest.mark.parametrize(
+    ("words", "count", "here"),
+    [
+        ("", 1, 1),
+        ("torchrun --nproc-per-node 8", 8, 8),
+        ("torchrun --nnodes=3 --nproc_per_node=8 --master-port 29500", 24, 8),
+        ("torchrun --nproc-per-node gpu", 1, 1),
+        ("accelerate launch --num_processes 24 --num_machines 3", 24, 8),
+        ("accelerate launch --cpu --num_processes=2", 2, 2),
+    ],
+)
+def test_a_launcher_says_how_many_processes_there_will_be(words, count, here):
+    found = launch_of(words.split())
+    assert (found.count, found.here) == (count, here)
+
+
+def test_what_processes_split_and_what_each_keeps(tmp_path):
+    """Of every process, beside the numbers of one that is alone."""
+    run = load_run(write_small(tmp_path))
+    run = changed(run, "dpo", parallel="fsdp2", micro_tokens=8)
+    shape = shape_of_config(run.model, vocabulary_of(run))
+    (alone,) = forecast(run, ["dpo"], Launch())
+    (split,) = forecast(run, ["dpo"], Launch(4, 2))
+    (whole,) = forecast(changed(run, "dpo", parallel="ddp"), ["dpo"], Launch(4, 2))
+    for part in ("weights", "gradients", "optimizer", "reference"):
+        assert split.memory[part] == alone.memory[part] // 4
+        assert whole.memory[part] == alone.memory[part]
+    assert whole.memory["gradients under way"] == 4 * shape.parameters
+    assert "gathered" not in whole.memory
+    # Both layers and the tied embedding whole, and gradients of the embedding and one layer.
+    embedding = shape.vocabulary * shape.width
+    layer = (shape.parameters - embedding) // 2
+    assert split.memory["gathered"] == 4 * (2 * embedding + 3 * layer)
+    assert split.memory["program"] == whole.memory["program"] == alone.memory["program"]
+    assert split.on_machine == 2 * split.peak + split.first
+    assert whole.first == alone.first == 0
+    passes = sum(split.memory[part] for part in ("activations", "attention", "log-probs"))
+    state = 12 * shape.parameters
+    assert split.first == max(0, state - split.memory["gathered"] - passes)
+    assert "2 × " in table([split], 1e11, lengths_of(run))
+
+
+def test_processes_of_one_machine_share_its_cores_and_many_machines_the_work(tmp_path):
+    run = load_run(write_small(tmp_path))
+    one, here, apart = (
+        forecast(run, ["sft"], Launch(count, on, False))[0]
+        for count, on in ((1, 1), (4, 4), (4, 1))
+    )
+    assert here.operations == one.operations
+    assert apart.operations == one.operations / 4
+    assert apart.other_s == pytest.approx(one.other_s / 4)
+
+
+QWEN_7B = {
+    "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+    "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_the_arithmetic_of_the_7b_files_is_the_forecasts(root, tmp_path):
+    """The table of pipeline/configs/README.md: GB of each of 8 GPUs."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_7B))
+    run = load_run(root / "pipeline" / "configs" / "gsm8k_7b_node.toml")
+    model = run.model.model_copy(update={"path": str(tmp_path)})
+    engine = run.engine.model_copy(update={"device": "cuda"})
+    run = run.model_copy(update={"model": model, "engine": engine})
+    (found,) = forecast(run, ["sft"], Launch(8, 8))
+    gb = {part: size / 1e9 for part, size in found.memory.items()}
+    assert gb["weights"] == pytest.approx(3.8, abs=0.05)
+    assert gb["gradients"] == pytest.approx(3.8, abs=0.05)
+    assert gb["optimizer"] == pytest.approx(11.4, abs=0.05)
+    assert gb["gathered"] == pytest.approx(6.2 + 5.3, abs=0.1)
+    assert gb["copies in bfloat16"] < 0.6
+    (whole,) = forecast(changed(run, "sft", parallel="ddp"), ["sft"], Launch(8, 8))
+    with pytest.raises(UserError, match=r"'sft': it would take about .* of GPU memory"):
+        # The card of the files; the forecast's own look is at this machine.
+        refuse_what_cannot_fit(run, [whole], Machine(1 << 40, 1 << 40, 1 << 44, 80 * GIB, 80 * GIB))
+    assert (
+        refuse_what_cannot_fit(run, [found], Machine(1 << 40, 1 << 40, 1 << 44, 80 * GIB, 80 * GIB))
+        == []
+    )
+    # Its servers are on other GPUs.
+    (grpo,) = forecast(run, ["grpo"], Launch(5, 5))
+    assert "vLLM" not in grpo.memory
+
+
 def test_what_cannot_fit_is_refused_with_the_key_that_would_help(tmp_path):
     run = load_run(write_small(tmp_path))
     one = Forecast(
@@ -279,6 +368,69 @@ def test_the_forecast_is_near_the_measured_peaks(size, root, tmp_path):
     shown = {name: f"{ratios[name]:.2f} of {size_text(peak)}" for name, peak in measured.items()}
     print(json.dumps({"size": size, "forecast over measured": shown}))
     assert all(1 / FACTOR < ratio < FACTOR for ratio in ratios.values()), shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_the_forecast_of_two_processes_is_near_their_peaks(parallel, root, tmp_path):
+    """Of each of them, with 25 million parameters: SFT, DPO with a reference, GRPO."""
+    run = resolve(root / "pipeline" / "configs" / "cpu.toml", {"out": str(tmp_path / "run")})
+    for name, steps in FEW.items():
+        run = changed(run, name, steps=steps, validate_every=0, parallel=parallel)
+    write_small(tmp_path)
+    run = run.model_copy(
+        update={
+            "model": run.model.model_copy(update=MODELS["25m"]),
+            "generate": run.generate.model_copy(update={"limit": 128}),
+            "sampling": run.sampling.model_copy(update={"max_tokens": 32}),
+            "verify": run.verify.model_copy(
+                update={"checker": {"kind": str(tmp_path / "even_length.py")}}
+            ),
+        }
+    )
+    path = tmp_path / "run.toml"
+    path.write_text(dump_toml(run), encoding="utf-8")
+    shown, ratios = {}, {}
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for name in ("data", "sft", "generate", "verify", "dpo", "grpo"):
+        if name in ("data", "generate", "verify"):
+            module = {"data": "data_prep.build"}.get(name, f"pipeline.{name}")
+            peak_of([module, "--config", str(path)], root)
+            continue
+        words = [*torchrun, "pipeline.train", "--stage", name, "--config", str(path)]
+        measured = sorted(peaks_of(words, root))
+        (found,) = forecast(run, [name], Launch(2, 2))
+        expected = sorted([found.peak, found.peak + found.first])
+        ratios[name] = [e / m for e, m in zip(expected, measured, strict=True)]
+        shown[name] = [
+            f"{e / m:.2f} of {size_text(m)}" for e, m in zip(expected, measured, strict=True)
+        ]
+    print(json.dumps({"parallel": parallel, "forecast over measured": shown}))
+    assert all(1 / FACTOR < ratio < FACTOR for two in ratios.values() for ratio in two), shown
+
+
+def peaks_of(words: list[str], root: Path) -> list[int]:
+    """Return the largest memory of each process that a launcher starts, bytes, with its own."""
+    import psutil
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    largest: dict[int, int] = {}
+    launcher = psutil.Process(process.pid)
+    while process.poll() is None:
+        for rank in launcher.children():
+            try:
+                sizes = [p.memory_info().rss for p in (rank, *rank.children(recursive=True))]
+                largest[rank.pid] = max(largest.get(rank.pid, 0), sum(sizes))
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.05)
+    with process.stderr as errors:
+        assert process.returncode == 0, errors.read()[-2000:]
+    return [size for size in largest.values() if size > 100 * 2**20]
 
 
 def peak_of(words: list[str], root: Path) -> int:
