@@ -97,7 +97,8 @@ def engine_of(config: Any, model: str | Path, cluster: ClusterConfig | None) -> 
     if not spreads(config, cluster):
         return create_engine(config, model)
     assert cluster is not None  # noqa: S101 - it spreads
-    return ClusterEngine(cluster, partial(create_engine, config, model))
+    # Settled here: workers on other machines compute as this one would, or say that they cannot.
+    return ClusterEngine(cluster, partial(create_engine, config.settled(), model))
 
 
 def spreads(config: Any, cluster: ClusterConfig | None) -> bool:

@@ -53,9 +53,13 @@ class EngineConfig(PluginConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
+    def settled(self) -> EngineConfig:
+        """Return these settings with nothing left to the machine that changes a sample's bits."""
+        return self
+
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the samples, for a stage's plan."""
-        return self.model_dump(mode="json", exclude=set(self.incidental))
+        return self.settled().model_dump(mode="json", exclude=set(self.incidental))
 
 
 class Sampling(Config):

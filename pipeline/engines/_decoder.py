@@ -11,6 +11,7 @@ which on AMD's processors reaches less than half of oneDNN's rate.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ctypes import CDLL
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.nn.functional import embedding, linear, scaled_dot_product_attention,
 
 from data_prep.errors import UserError
 from pipeline.engines._cache import Cache, Store, rounded
+from pipeline.engines._compiled import Compiled, CompiledSession
+from pipeline.engines._rows import COUNT, LENGTH, TOKEN
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # Rotary embeddings whose frequencies do not depend on the length of the text.
@@ -65,13 +68,14 @@ class Decoder:
     Args:
         model: A transformers model; its parameters are copied.
         device: Where the copies live.
+        library: Compiled code that is to run it, in float32 on a CPU (`_library`).
 
     Raises:
         Unwritten: The architecture is not one of `ARCHITECTURES`, or uses a part that is not
             written here.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, library: CDLL | None = None) -> None:
         """Fuse the model's weights."""
         config, dtype = model.config, model.dtype
         if config.model_type not in ARCHITECTURES:
@@ -130,6 +134,8 @@ class Decoder:
         unknown = sorted(set(model.state_dict()) - {*self._places(), "lm_head.weight"})
         if unknown:
             raise Unwritten(f"a parameter {unknown[0]!r}")
+        self.packs = sum(matrix.plain.nbytes for matrix in self._matrices()) <= PACK_BYTES
+        self.compiled = Compiled(library, self) if library and self.packs else None
         self.load(model.state_dict().items())
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -163,13 +169,18 @@ class Decoder:
             )
         self._pack()
 
-    def _pack(self) -> None:
-        """Bring the matrices into oneDNN's layout."""
+    def _matrices(self) -> list[_Matrix]:
         matrices = [self.head]
         for layer in self.layers:
             matrices += [layer.qkv, layer.out, layer.gate_up, layer.down]
-        if self.onednn and sum(m.plain.nbytes for m in matrices) <= PACK_BYTES:
-            for matrix in matrices:
+        return matrices
+
+    def _pack(self) -> None:
+        """Bring the matrices into the layout of what multiplies them."""
+        if self.compiled is not None:
+            self.compiled.pack()
+        elif self.onednn and self.packs:
+            for matrix in self._matrices():
                 matrix.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.plain, 256)
 
     def _places(self) -> dict[str, Tensor]:
@@ -222,8 +233,10 @@ class Decoder:
         numbers = 2 * len(self.layers) * self.kv_heads * self.head_dim
         return numbers * self.dtype.itemsize * rounded(positions + 1)
 
-    def open(self, lanes: int, rows: int, blocks: int) -> Session:
+    def open(self, lanes: int, rows: int, blocks: int) -> Session | CompiledSession:
         """Return an empty batch for n = `lanes` samples a prompt."""
+        if self.compiled is not None:
+            return self.compiled.open(lanes, rows, blocks)
         return Session(self, lanes, rows, blocks)
 
     def prefill(self, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -419,9 +432,14 @@ class Session:
             start = end
         return torch.cat(logits)
 
-    def step(self, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
-        """Run one token a row; see `Decoder.step`."""
-        return self.decoder.step(tokens, positions, columns, self.cache)
+    def step(self, state: Tensor) -> Tensor:
+        """Run the last token of the first rows; return the logits after it [B, V].
+
+        Args:
+            state: [7, B] of `_rows.Rows`.
+        """
+        columns = state[COUNT] - 1
+        return self.decoder.step(state[TOKEN], state[LENGTH] + columns, columns, self.cache)
 
     def fit(self, tokens: int, coarse: bool) -> tuple[int, ...]:
         """Make room for completions of so many tokens; see `Cache.fit`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.engines._cache import Store
+from pipeline.engines._rows import COUNT, LENGTH, TOKEN
 
 
 class ForwardDecoder:
@@ -108,9 +109,13 @@ class ForwardSession:
         del tokens, coarse
         return ()
 
-    def step(self, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
-        """Run one token a row; return the logits after it [B, V]."""
-        del columns
+    def step(self, state: Tensor) -> Tensor:
+        """Run the last token of the first rows; return the logits after it [B, V].
+
+        Args:
+            state: [7, B] of `_rows.Rows`.
+        """
+        tokens, positions = state[TOKEN], state[LENGTH] + state[COUNT] - 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         return self.decoder.run(tokens[:, None], self.mask, positions[:, None], self.cache)
 

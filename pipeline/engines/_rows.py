@@ -154,9 +154,26 @@ class Rows:
         before = self.alive[part].copy()
         self.count[part] += before
         self.alive[part] &= ~ended.cpu().numpy()
+        self._look_for_stops(before, first)
+
+    def take(self) -> None:
+        """Take note of what was drawn beside `draw`: compiled code writes to the state itself."""
+        held = len(self.held)
+        before = self.alive[:held].copy()
+        self.count[:held] = self.state[COUNT, :held]
+        self.alive[:held] = self.state[ALIVE, :held]
+        self._look_for_stops(before, 0)
+
+    def _look_for_stops(self, before: np.ndarray, first: int) -> None:
+        """End the rows whose newest token completes a stop string.
+
+        Args:
+            before: Which rows drew a token, of those from `first` on.
+            first: Index of the first row.
+        """
         if self.stops is None:
             return
-        drawn = self.state[TOKEN, part].tolist()
+        drawn = self.state[TOKEN, first : first + len(before)].tolist()
         for index in (np.flatnonzero(before) + first).tolist():
             if self.stops.may_end(drawn[index - first]):
                 row, count = self.held[index], int(self.count[index])

@@ -28,6 +28,11 @@ class Sampler:
         self.truncates = bool(sampling.top_k) or sampling.top_p < 1.0 or sampling.min_p > 0.0
 
     @property
+    def is_plain(self) -> bool:
+        """Whether tokens are drawn from the softmax as it is, or greedily."""
+        return not self.truncates and not self.penalises
+
+    @property
     def penalises(self) -> bool:
         """Whether draws need to know which tokens stand in prompt and completion."""
         return self.sampling.repetition_penalty != 1.0

@@ -1,18 +1,21 @@
-"""The embedded engine: torch, batched, cached, on a CPU or one GPU.
+"""The embedded engine: batched, cached, on a CPU or one GPU.
 
-A prompt is computed once, and its keys and values are shared by the samples of its group
-(`_cache`). Finished rows leave, and waiting prompts enter when enough slots are free. Llama,
-Qwen2 and Qwen3 run through `_decoder`; any other causal LM through its own forward pass
-(`_forward`), with a warning. On a GPU a step is a CUDA graph (`_graphs`).
+A prompt is computed once, and its keys and values are shared by the samples of its group.
+Finished rows leave, and waiting prompts enter when enough slots are free. Llama, Qwen2 and Qwen3
+run through `_decoder`; any other causal LM through its own forward pass (`_forward`), with a
+warning. What is computed in float32 on a CPU with a C++ compiler runs through code that is
+compiled once for the machine (`_decode.cpp`, `_compiled`), everything else through torch with the
+cache of `_cache`; on a GPU a step is a CUDA graph (`_graphs`).
 
 What a sample depends on: (run seed, step, prompt id, sample index) alone, through the hash
 behind each of its draws (`_random`). Its neighbours, the number of slots and the order of the
-prompts change nothing but the rounding of float32 sums, and on a CPU not even that wherever
-the products of a row come out the same in batches of any size: positions are padded to
-multiples of 16 and no product has a lone row, which is enough with oneDNN and MKL on the
-processors that were tried; there log-probs are equal to the last bit. Elsewhere they may differ
-in the last bits, and a token only where its random number falls into that gap, about once in a
-million tokens.
+prompts change nothing. In compiled code no row's sums depend on another row, so log-probs are
+equal to the last bit, also with another number of threads. With torch the rounding of float32
+sums may change, on a CPU not even that wherever the products of a row come out the same in
+batches of any size: positions are padded to multiples of 16 and no product has a lone row, which
+is enough with oneDNN and MKL on the processors that were tried. Elsewhere log-probs may differ in
+the last bits, and a token only where its random number falls into that gap, about once in a
+million tokens. That is also how far the two ways are apart, so a stage's plan says which it was.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable
+from ctypes import CDLL
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,11 +31,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from data_prep.errors import UserError
 from pipeline.engines import EngineConfig, Group, Prompt, Sampling
+from pipeline.engines._compiled import STEPS, CompiledSession
 from pipeline.engines._decoder import ARCHITECTURES, Decoder, Unwritten
 from pipeline.engines._forward import ForwardDecoder
 from pipeline.engines._graphs import StepGraphs, coarse
-from pipeline.engines._rows import COUNT, LENGTH, TOKEN, Rows
+from pipeline.engines._library import Unbuilt, library_for
+from pipeline.engines._rows import Rows
 from pipeline.model import load_model, load_tokenizer, pick_device
 
 
@@ -44,6 +51,8 @@ class Config(EngineConfig):
         memory_gib: Most memory for the keys and values of completions, GiB; where `slots`
             samples of full length would not fit, fewer run side by side.
         cuda_graphs: Whether steps on a GPU are captured and replayed.
+        compiled: Whether steps run through code that is compiled for this machine, which takes
+            float32 on a CPU and a C++ compiler; by default wherever these are.
         trust_remote_code: Whether Python files that come with a model may run; in a run's
             configuration `model.trust_remote_code` sets it.
     """
@@ -55,7 +64,43 @@ class Config(EngineConfig):
     refill_share: float = Field(default=0.25, gt=0.0, le=1.0)
     memory_gib: float = Field(default=16.0, gt=0.0)
     cuda_graphs: bool = True
+    compiled: bool | None = None
     trust_remote_code: bool = False
+
+    def settled(self) -> Config:
+        """Return these settings with `compiled` as it is on this machine.
+
+        Raises:
+            UserError: It is asked for and cannot be had.
+        """
+        return self.model_copy(update={"compiled": self.library() is not None})
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the samples, for a stage's plan."""
+        settings = super().deciding()
+        if not settings["compiled"]:
+            del settings["compiled"]  # samples that were drawn before there was this key stay good
+        return settings
+
+    def library(self) -> CDLL | None:
+        """Return the compiled code that is to be used; None for torch.
+
+        Raises:
+            UserError: `compiled` asks for it and it cannot be had.
+        """
+        if self.compiled is False:
+            return None
+        try:
+            return library_for(pick_device(self.device), getattr(torch, self.dtype))
+        except Unbuilt as reason:
+            if self.compiled is None:
+                return None
+            raise UserError(
+                "engine.compiled = true",
+                str(reason),
+                "float32, a CPU and a C++ compiler",
+                "leave the key out: torch then computes where these are missing",
+            ) from None
 
 
 class EmbeddedEngine:
@@ -76,7 +121,7 @@ class EmbeddedEngine:
         self._batch: _Batch | None = None
         self.decoder: Decoder | ForwardDecoder
         try:
-            self.decoder = Decoder(loaded, self.device)
+            self.decoder = Decoder(loaded, self.device, config.library())
         except Unwritten as reason:
             warnings.warn(
                 f"{model}: {loaded.config.model_type} with {reason} is not written for the "
@@ -155,6 +200,8 @@ class _Batch:
             torch.promote_types(engine.decoder.dtype, torch.float32),
             engine.device,
         )
+        # Whether the session draws too, several tokens at a time.
+        self.draws = isinstance(self.session, CompiledSession) and self.rows.sampler.is_plain
         self.graphs = StepGraphs() if engine.decoder.graphs and engine.config.cuda_graphs else None
 
     def _shape(self, groups: list[Group], sampling: Sampling) -> tuple[int, int, int]:
@@ -219,6 +266,10 @@ class _Batch:
         rows = self.rows
         if not rows.running:
             return
+        if self.draws:
+            self.session.draw(rows, 1 if rows.stops else STEPS)
+            rows.take()
+            return
         key = self.session.fit(rows.longest, coarse=self.graphs is not None)
         if self.graphs is None:
             ended = self._compute(len(rows))
@@ -229,9 +280,7 @@ class _Batch:
 
     def _compute(self, batch: int) -> Tensor:
         """Run one token of the first rows and draw the next; return who has ended, [batch]."""
-        state = self.rows.state[:, :batch]
-        columns = state[COUNT] - 1
-        logits = self.session.step(state[TOKEN], state[LENGTH] + columns, columns)
+        logits = self.session.step(self.rows.state[:, :batch])
         return self.rows.draw(logits, 0, batch)
 
     def _close_gaps(self) -> None:
