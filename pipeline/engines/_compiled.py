@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from data_prep.errors import UserError
 from pipeline.engines._rows import ALIVE, BUDGET, COUNT, Rows
 
 if TYPE_CHECKING:
@@ -218,20 +217,7 @@ class CompiledSession:
         return self.blocks - len(np.unique(self.table[: self.rows, 0]))
 
     def admit(self, prompts: list[tuple[int, ...]]) -> Tensor:
-        """Run prompts and add n rows for each; return the logits after each prompt, [B, V].
-
-        Raises:
-            UserError: A token is outside the vocabulary.
-        """
-        ids = np.array([token for prompt in prompts for token in prompt], np.int64)
-        vocabulary = self.compiled.model.vocabulary
-        if unknown := ids[(ids < 0) | (ids >= vocabulary)].tolist():
-            raise UserError(
-                "a prompt",
-                f"token {unknown[0]}",
-                f"tokens of the model's vocabulary, 0 to {vocabulary - 1}",
-                "render prompts with the model's own tokenizer",
-            )
+        """Run prompts and add n rows for each; return the logits after each prompt, [B, V]."""
         first, lanes = self.rows, self.lanes
         counts = [-(-len(prompt) // PAGE) for prompt in prompts]
         self._widen(max(counts))
@@ -240,6 +226,7 @@ class CompiledSession:
             self.table[rows, :count] = self.compiled.pages.take(count)
             self.of_prompt[rows] = self.held[rows] = count
         self.rows += lanes * len(prompts)
+        ids = np.array([token for prompt in prompts for token in prompt])
         starts = np.cumsum([0, *map(len, prompts)])
         logits = self._logits(len(prompts))
 
@@ -255,7 +242,7 @@ class CompiledSession:
             )
 
         _in_threads(run, starts)
-        return logits[:, :vocabulary]
+        return logits[:, : self.compiled.model.vocabulary]
 
     def _logits(self, rows: int) -> Tensor:
         """Return memory of whole panels for logits, [rows, V or more]."""
@@ -264,7 +251,7 @@ class CompiledSession:
 
     def _widen(self, pages: int) -> None:
         """Make room in the table for so many pages a row."""
-        rows, width = self.table.shape
+        width = self.table.shape[1]
         if pages > width:
             self.table = np.pad(self.table, ((0, 0), (0, max(pages, 2 * width) - width)))
 

@@ -147,7 +147,11 @@ class EmbeddedEngine:
 
     @torch.inference_mode()
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Group]:
-        """Return one group a prompt, in order."""
+        """Return one group a prompt, in order.
+
+        Raises:
+            UserError: A prompt or `stop_token_ids` has a token that the model does not know.
+        """
         groups = [Group(prompt) for prompt in prompts]
         waiting: list[Group] = []
         for group in groups:
@@ -158,6 +162,7 @@ class EmbeddedEngine:
                     "with at least one to sample"
                 )
             else:
+                require_known(group.prompt, self.decoder.config.vocab_size)
                 waiting.append(group)
         if waiting:
             # A batch of the same shape is used again, with its memory and its CUDA graphs.
@@ -173,6 +178,21 @@ class EmbeddedEngine:
         for completion, text in zip(whole, texts, strict=True):
             completion.text = text
         return groups
+
+
+def require_known(prompt: Prompt, vocabulary: int) -> None:
+    """Refuse tokens that the model has no embedding for.
+
+    Raises:
+        UserError: The prompt has one.
+    """
+    if unknown := [token for token in prompt.token_ids if not 0 <= token < vocabulary]:
+        raise UserError(
+            f"prompt {prompt.id!r}",
+            f"token {unknown[0]}",
+            f"tokens of the model's vocabulary, 0 to {vocabulary - 1}",
+            "render prompts with the model's own tokenizer",
+        )
 
 
 class _Batch:
@@ -200,8 +220,6 @@ class _Batch:
             torch.promote_types(engine.decoder.dtype, torch.float32),
             engine.device,
         )
-        # Whether the session draws too, several tokens at a time.
-        self.draws = isinstance(self.session, CompiledSession) and self.rows.sampler.is_plain
         self.graphs = StepGraphs() if engine.decoder.graphs and engine.config.cuda_graphs else None
 
     def _shape(self, groups: list[Group], sampling: Sampling) -> tuple[int, int, int]:
@@ -262,11 +280,11 @@ class _Batch:
         self._close_gaps()
 
     def _step(self) -> None:
-        """Sample one more token for every running row."""
+        """Sample one more token for every running row; several, where compiled code draws."""
         rows = self.rows
         if not rows.running:
             return
-        if self.draws:
+        if isinstance(self.session, CompiledSession) and rows.sampler.is_plain:
             self.session.draw(rows, 1 if rows.stops else STEPS)
             rows.take()
             return

@@ -11,8 +11,10 @@ a process of its own, and they take turns, so that a quieter minute favours none
 Where other work shares the machine, wall time says little: tokens a second of processor time, and
 `--threads 1`, say more.
 
+`embedded_torch` is our engine without its compiled code, as it is where there is no C++ compiler.
+
 Beside that: the share of the machine's own matrix-product rate that decoding at batch 256 reaches,
-and prompts of 300 tokens on 512 slots. Prints JSON with machine, versions and commit.
+both ways, and prompts of 300 tokens on 512 slots. Prints JSON with machine, versions and commit.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ MODELS = {
         "steps": 60,
     },
 }
-ENGINES = ("embedded", "transformers", "vllm", "vllm_seeded")
+ENGINES = ("embedded", "embedded_torch", "transformers", "vllm", "vllm_seeded")
 CONFIG = """
 name = "bench"
 seed = 1
@@ -121,11 +123,13 @@ def count_tokens(groups: list[Group]) -> int:
     return sum(len(c.token_ids) for group in groups for c in group.completions)
 
 
-def open_embedded(checkpoint: Path) -> Callable[[list[Prompt], Sampling], int]:
+def open_embedded(
+    checkpoint: Path, compiled: bool | None = None
+) -> Callable[[list[Prompt], Sampling], int]:
     """Our engine."""
     from pipeline.engines.embedded import Config, create
 
-    engine = create(Config(), checkpoint)
+    engine = create(Config(compiled=compiled), checkpoint)
     return lambda prompts, sampling: count_tokens(engine.generate(prompts, sampling))
 
 
@@ -219,8 +223,8 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
     return clock() - began, result
 
 
-def decode_share(checkpoint: Path) -> dict[str, Any]:
-    """Return the arithmetic rate of decoding at batch 256, and where the time goes.
+def decode_share(checkpoint: Path, compiled: bool | None = None) -> dict[str, Any]:
+    """Return the arithmetic rate of decoding at batch 256, and where torch's time goes.
 
     The difference between runs of 65 and 33 tokens, of rows that never end, is 32 full steps.
     """
@@ -228,7 +232,7 @@ def decode_share(checkpoint: Path) -> dict[str, Any]:
 
     from pipeline.engines.embedded import Config, create
 
-    engine = create(Config(), checkpoint)
+    engine = create(Config(compiled=compiled), checkpoint)
     engine.end_token_ids = []
     prompts = prompts_of(checkpoint, PROMPTS)
     decoder = engine.decoder
@@ -247,21 +251,23 @@ def decode_share(checkpoint: Path) -> dict[str, Any]:
     positions = statistics.mean(len(p.token_ids) for p in prompts) + 49
     products = 2 * rows * sum(m.plain.numel() for m in matrices)
     attention = 4 * rows * positions * decoder.heads * decoder.head_dim * len(layers)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        run(33)
-    events = sorted(profiled.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    whole = sum(e.self_cpu_time_total for e in events)
     step_s = statistics.median(rate["seconds"] for rate in rates)
     best = {k: statistics.median(rate[k] for rate in rates) for k in rates[0] if k != "seconds"}
     done = (products + attention) / step_s / 1e9
-    return {
+    figures = {
         "step_ms": step_s * 1e3,
         "tokens_per_s": rows / step_s,
         "decode_gflops": done,
         "matmul_gflops": best,
         "share_of_matmul_rate": done / max(best.values()),
-        "time_by_operation": {e.key: e.self_cpu_time_total / whole for e in events[:10]},
     }
+    if decoder.compiled is None:
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            run(33)
+        events = sorted(profiled.key_averages(), key=lambda e: -e.self_cpu_time_total)
+        whole = sum(e.self_cpu_time_total for e in events)
+        figures["time_by_operation"] = {e.key: e.self_cpu_time_total / whole for e in events[:10]}
+    return figures
 
 
 def worker(kind: str, checkpoint: Path) -> None:
@@ -270,6 +276,7 @@ def worker(kind: str, checkpoint: Path) -> None:
     os.dup2(2, 1)  # whatever libraries print goes to standard error
     generate = {
         "embedded": open_embedded,
+        "embedded_torch": lambda checkpoint: open_embedded(checkpoint, compiled=False),
         "transformers": open_transformers,
         "vllm": open_vllm,
         "vllm_seeded": open_vllm_seeded,
@@ -407,6 +414,7 @@ def main() -> None:
         note("long_prompts_2m", compare(checkpoints["2m"], plain, 1, known.threads, **long))
     if "25m" in checkpoints:
         note("decode_25m", decode_share(checkpoints["25m"]))
+        note("decode_25m_torch", decode_share(checkpoints["25m"], compiled=False))
     print(json.dumps(result, indent=2))
 
 

@@ -14,6 +14,7 @@ from data_prep.sources.embedded import read
 from pipeline.batch import Sequence, flatten, micro_batches
 from pipeline.engines import Prompt, Sampling, embedded, sample_seed
 from pipeline.engines._decoder import Decoder
+from pipeline.engines._library import Unbuilt, library_for
 from pipeline.engines.embedded import Config, create
 from pipeline.generate import render_prompts
 from pipeline.model import load_model, load_tokenizer
@@ -27,9 +28,20 @@ def prompts_of(engine, problems):
     return render_prompts(problems, engine.tokenizer, "embedded")
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["compiled", "torch"])
+def compiled(request):
+    """What holds for one way holds for the other."""
+    if request.param:
+        try:
+            library_for(torch.device("cpu"), torch.float32)
+        except Unbuilt as reason:
+            pytest.skip(f"nothing is compiled here: {reason}")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def engine(checkpoint):
-    return create(Config(), checkpoint)
+def engine(checkpoint, compiled):
+    return create(Config(compiled=compiled), checkpoint)
 
 
 @torch.no_grad()
@@ -44,9 +56,9 @@ def reference_logprobs(model, prompt, token_ids, temperature):
     ("architecture", "shape"),
     [("qwen2", {}), ("qwen3", {}), ("llama", {"kv_heads": 4}), ("llama", {"kv_heads": 1})],
 )
-def test_greedy_tokens_equal_transformers(tmp_path, problems, architecture, shape):
+def test_greedy_tokens_equal_transformers(tmp_path, problems, architecture, shape, compiled):
     folder = make_checkpoint(tmp_path / "m", architecture, **shape)
-    engine, model = create(Config(slots=3), folder), load_model(folder)
+    engine, model = create(Config(slots=3, compiled=compiled), folder), load_model(folder)
     prompts = prompts_of(engine, problems[:8])
     groups = engine.generate(prompts, Sampling(n=1, temperature=0.0, max_tokens=16))
     for prompt, group in zip(prompts, groups, strict=True):
@@ -78,14 +90,16 @@ def tokens_of(groups):
     return {g.prompt.id: [c.token_ids for c in g.completions] for g in groups}
 
 
-def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_slots(engine, checkpoint, problems):
+def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_slots(
+    engine, checkpoint, problems, compiled
+):
     sampling = Sampling(n=4, max_tokens=20, seed=3, step=2)
     prompts = prompts_of(engine, problems[:20])
     whole = tokens_of(engine.generate(prompts, sampling))
     assert len({tuple(t) for ts in whole.values() for t in ts}) > 40
     alone = tokens_of(engine.generate(prompts[5:6], sampling))
     assert alone[prompts[5].id] == whole[prompts[5].id]
-    cramped = create(Config(slots=9, refill_share=0.1), checkpoint)
+    cramped = create(Config(slots=9, refill_share=0.1, compiled=compiled), checkpoint)
     assert tokens_of(cramped.generate(prompts[::-1], sampling)) == whole
     other_step = engine.generate(prompts, sampling.model_copy(update={"step": 3}))
     assert tokens_of(other_step) != whole
@@ -246,13 +260,15 @@ def test_min_p_keeps_what_is_probable_enough_and_renormalises(engine, checkpoint
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_repetition_penalty_is_that_of_transformers(engine, checkpoint, problems, temperature):
+def test_repetition_penalty_is_that_of_transformers(
+    engine, checkpoint, problems, temperature, compiled
+):
     from transformers import RepetitionPenaltyLogitsProcessor
 
     model, penalise = load_model(checkpoint), RepetitionPenaltyLogitsProcessor(1.4)
     sampling = Sampling(n=3, temperature=temperature, repetition_penalty=1.4, max_tokens=16)
     prompts = prompts_of(engine, problems[:12])
-    small = create(Config(slots=4, refill_share=0.1), checkpoint)
+    small = create(Config(slots=4, refill_share=0.1, compiled=compiled), checkpoint)
     groups = engine.generate(prompts, sampling)
     assert tokens_of(small.generate(prompts, sampling)) == tokens_of(groups)
     for prompt, group in zip(prompts, groups, strict=True):
@@ -351,10 +367,10 @@ def trainer_logprobs(model, groups, temperature):
     [("qwen2", {}), ("qwen3", {"kv_heads": 1}), ("llama", {"kv_heads": 4})],
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_logprobs_are_the_trainers(tmp_path, problems, architecture, shape, temperature):
+def test_logprobs_are_the_trainers(tmp_path, problems, architecture, shape, temperature, compiled):
     """With rows that leave and prompts that enter: few slots for many samples."""
     folder = make_checkpoint(tmp_path / "m", architecture, **shape)
-    engine = create(Config(slots=20, refill_share=0.2), folder)
+    engine = create(Config(slots=20, refill_share=0.2, compiled=compiled), folder)
     sampling = Sampling(n=4, temperature=temperature, max_tokens=40)
     groups = engine.generate(prompts_of(engine, problems), sampling)
     expected = trainer_logprobs(load_model(folder), groups, temperature)
@@ -426,7 +442,7 @@ def exact_completions(model, prompt, ends, sampling):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_completions_have_their_exact_probabilities(tmp_path, kind):
+def test_completions_have_their_exact_probabilities(tmp_path, kind, compiled):
     """Chi-square over all completions of three tokens; the seeds are fixed, so it cannot flake.
 
     20,000 samples, 4,000 at a time: rows leave at end tokens and others take their places.
@@ -436,7 +452,7 @@ def test_completions_have_their_exact_probabilities(tmp_path, kind):
     prompt = (1, 4, 2)
     exact = exact_completions(load_model(folder), prompt, {0}, sampling)
     assert sum(exact.values()) == pytest.approx(1.0, abs=1e-9)
-    engine = create(Config(slots=4000), folder)
+    engine = create(Config(slots=4000, compiled=compiled), folder)
     groups = engine.generate([Prompt(f"p{i}", prompt) for i in range(40)], sampling)
     counts = Counter(tuple(c.token_ids) for g in groups for c in g.completions)
     assert set(counts) <= set(exact)
@@ -454,8 +470,8 @@ def test_completions_have_their_exact_probabilities(tmp_path, kind):
     assert abs(statistic - freedom) < 3 * (2 * freedom) ** 0.5
 
 
-def test_every_end_token_ends_and_stays_in_the_completion(tmp_path):
-    engine = create(Config(), make_tiny_vocabulary(tmp_path / "m", ends=(0, 3, 5)))
+def test_every_end_token_ends_and_stays_in_the_completion(tmp_path, compiled):
+    engine = create(Config(compiled=compiled), make_tiny_vocabulary(tmp_path / "m", ends=(0, 3, 5)))
     assert engine.end_token_ids == [0, 3, 5]
     (group,) = engine.generate([Prompt("p", (1, 2))], Sampling(n=200, max_tokens=5))
     last = Counter()
@@ -492,10 +508,14 @@ def test_an_end_token_at_the_last_place_is_a_stop(engine, problems):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_several_stop_strings_over_several_tokens(engine, checkpoint, problems, first):
+def test_several_stop_strings_over_several_tokens(engine, checkpoint, problems, first, compiled):
     """Stop strings that begin in one token and end in another, in few slots."""
     prompts = prompts_of(engine, problems[:16])
-    cramped = engine if first else create(Config(slots=8, refill_share=0.1), checkpoint)
+    cramped = (
+        engine
+        if first
+        else create(Config(slots=8, refill_share=0.1, compiled=compiled), checkpoint)
+    )
     free = engine.generate(prompts, Sampling(n=4, max_tokens=30))
     decode = engine.tokenizer.decode
     stops = set()
@@ -522,9 +542,9 @@ def test_several_stop_strings_over_several_tokens(engine, checkpoint, problems, 
     assert found >= 2
 
 
-def test_less_memory_makes_fewer_slots_and_the_same_samples(engine, checkpoint, problems):
+def test_less_memory_makes_fewer_slots_and_the_same_samples(engine, checkpoint, problems, compiled):
     prompts, sampling = prompts_of(engine, problems[:12]), Sampling(n=3, max_tokens=16)
-    small = create(Config(memory_gib=1e-4), checkpoint)
+    small = create(Config(memory_gib=1e-4, compiled=compiled), checkpoint)
     assert tokens_of(small.generate(prompts, sampling)) == tokens_of(
         engine.generate(prompts, sampling)
     )
@@ -533,10 +553,10 @@ def test_less_memory_makes_fewer_slots_and_the_same_samples(engine, checkpoint, 
     assert small._batch.slots == int(1e-4 * 2**30) // small.decoder.row_bytes(16)
 
 
-def test_calls_share_memory_and_nothing_else(engine, checkpoint, problems):
+def test_calls_share_memory_and_nothing_else(engine, checkpoint, problems, compiled):
     """A reused batch, another shape in between, and a policy that became NaN in between."""
     prompts, sampling = prompts_of(engine, problems[:10]), Sampling(n=4, max_tokens=20)
-    fresh = create(Config(), checkpoint)
+    fresh = create(Config(compiled=compiled), checkpoint)
     first = tokens_of(fresh.generate(prompts, sampling))
     batch = fresh._batch
     assert tokens_of(fresh.generate(prompts, sampling)) == first
@@ -550,7 +570,7 @@ def test_calls_share_memory_and_nothing_else(engine, checkpoint, problems):
     assert tokens_of(fresh.generate(prompts, sampling)) == first
 
 
-def test_rounded_shapes_change_nothing(engine, checkpoint, problems, monkeypatch):
+def test_rounded_shapes_change_nothing(checkpoint, problems, monkeypatch):
     """The shapes of CUDA graphs, without a GPU: rows, prompts and positions beyond those there."""
 
     class Plain:
@@ -561,11 +581,12 @@ def test_rounded_shapes_change_nothing(engine, checkpoint, problems, monkeypatch
             self.keys.append(key)
             return function()
 
-    prompts, sampling = prompts_of(engine, problems[:30]), Sampling(n=4, max_tokens=40)
-    expected = engine.generate(prompts, sampling)
+    plain = create(Config(compiled=False), checkpoint)
+    prompts, sampling = prompts_of(plain, problems[:30]), Sampling(n=4, max_tokens=40)
+    expected = plain.generate(prompts, sampling)
     monkeypatch.setattr(embedded, "StepGraphs", Plain)
     monkeypatch.setattr(Decoder, "graphs", True)
-    rounded = create(Config(slots=40), checkpoint)
+    rounded = create(Config(slots=40, compiled=False), checkpoint)
     groups = rounded.generate(prompts, sampling)
     assert tokens_of(groups) == tokens_of(expected)
     for one, two in zip(groups, expected, strict=True):
@@ -576,9 +597,9 @@ def test_rounded_shapes_change_nothing(engine, checkpoint, problems, monkeypatch
     assert len(set(keys)) < len(keys) / 2
 
 
-def test_greedy_tokens_of_200_prompts_equal_transformers(tmp_path):
+def test_greedy_tokens_of_200_prompts_equal_transformers(tmp_path, compiled):
     folder = make_checkpoint(tmp_path / "m", width=64, heads=2, kv_heads=1)
-    engine, model = create(Config(slots=64), folder), load_model(folder)
+    engine, model = create(Config(slots=64, compiled=compiled), folder), load_model(folder)
     many = list(read(EmbeddedSource(train=1, validation=1, test=200), 3))[-200:]
     prompts = prompts_of(engine, many)
     groups = engine.generate(prompts, Sampling(n=1, temperature=0.0, max_tokens=24))
