@@ -98,6 +98,7 @@ def examine(config: str | None = None) -> list[Check]:
     checks += found
     if torch is not None:
         checks += [*check_gpu(torch, gpus_of_driver(), run), *check_vllm(torch, run)]
+        checks.append(check_compiled(run))
     checks += [check_machine(), check_disk(run.out if run else "."), check_sandbox(run)]
     if run is not None and torch is not None:
         checks += check_forecast(run)
@@ -350,6 +351,22 @@ def check_vllm(torch: Torch, run: RunConfig | None) -> Iterator[Check]:
 
 def _extra(name: str) -> list[str]:
     return _project()["optional-dependencies"][name]
+
+
+def check_compiled(run: RunConfig | None) -> Check:
+    """Check that the embedded engine's C++ can be compiled and loaded."""
+    import torch
+
+    from pipeline.engines._library import Unbuilt, library_for
+
+    wanted = run is not None and getattr(run.engine, "compiled", None) is True
+    try:
+        library_for(torch.device("cpu"), torch.float32)
+    except Unbuilt as reason:
+        found = f"on a CPU the embedded engine computes with torch, a third as fast: {reason}"
+        fix = "install g++ or clang; or leave engine.compiled out"
+        return Check("compiled engine", "fail" if wanted else "note", found, fix)
+    return Check("compiled engine", "ok", "the embedded engine's C++ is compiled and loads")
 
 
 def _mismatch(package: str, torch: Torch) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data_prep.errors import UserError
+from pipeline import doctor
 from pipeline.engines import Prompt, Sampling, _library
 from pipeline.engines._compiled import PAGE, Pages
 from pipeline.engines._library import Unbuilt, library_for
@@ -246,3 +248,15 @@ def test_a_plan_says_which_way_it_was(workshop, monkeypatch):
     assert "compiled" not in Config().deciding()
     with pytest.raises(UserError, match=r"no C\+\+ compiler is on the path"):
         Config(compiled=True).settled()
+
+
+def test_the_doctor_says_whether_there_is_a_compiler(workshop, monkeypatch):
+    found = doctor.check_compiled(None)
+    assert (found.state, found.fix) == ("ok", "")
+    _library._library_or_reason.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    found = doctor.check_compiled(None)
+    assert found.state == "note"
+    assert "no C++ compiler" in found.found
+    asking = SimpleNamespace(engine=Config(compiled=True))
+    assert doctor.check_compiled(asking).state == "fail"
