@@ -219,9 +219,15 @@ def test_a_cluster_with_an_engine_a_worker_gives_the_same_rows(root, base, tmp_p
     assert found["one"][2] == verdicts
 
 
-def test_serve_prints_its_table_and_ends_cleanly(root, base, tmp_path):
+@pytest.mark.parametrize(
+    "more", [(), ("--servers", "2", "--cluster", "local")], ids=["here", "cluster"]
+)
+def test_serve_prints_its_table_and_ends_cleanly(root, base, tmp_path, more):
+    if more:
+        pytest.importorskip("ray")
+    words = ["--model", str(base / "sft" / "checkpoint"), *more]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.serve", "--model", str(base / "sft" / "checkpoint")],
+        [sys.executable, "-m", "pipeline.serve", *words],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -242,10 +248,13 @@ def test_serve_prints_its_table_and_ends_cleanly(root, base, tmp_path):
     config = write_config(tmp_path, text, limit="8")
     call(root, "pipeline.generate", "--config", str(config))
     assert (tmp_path / "run" / "generate" / "manifest.json").is_file()
-    port = engine["urls"][0].rsplit(":", 1)[1]
+    ports = [int(url.rsplit(":", 1)[1]) for url in engine["urls"]]
+    assert len(ports) == (2 if more else 1)
     listening = Path("/proc/net/tcp").read_text()
-    assert f"0100007F:{int(port):04X} 00000000:0000 0A" in listening  # 127.0.0.1 alone
-    assert f"00000000:{int(port):04X} 00000000:0000 0A" not in listening
+    for port in ports:
+        assert f"0100007F:{port:04X} 00000000:0000 0A" in listening  # 127.0.0.1 alone
+        assert f"00000000:{port:04X} 00000000:0000 0A" not in listening
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    assert f"0100007F:{int(port):04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text()
+    assert process.wait(60) == 0
+    listening = Path("/proc/net/tcp").read_text()
+    assert not any(f"0100007F:{port:04X} 00000000:0000 0A" in listening for port in ports)
