@@ -55,27 +55,29 @@ def serves(backbone: Any) -> bool:
         for p in backbone.parameters()
     ):
         return False
-    return not _has_any_global_hook() and all(
-        _is_as_written(module)
-        for module in backbone.modules()
-        if module is not backbone.embed_tokens  # which is called as it is
-    )
+    if _has_any_global_hook():
+        return False
+    # The embedding is called as it is.
+    modules = [module for module in backbone.modules() if module is not backbone.embed_tokens]
+    kinds = {type(module) for module in modules}
+    if any(kind.forward.__module__.partition(".")[0] not in HOMES for kind in kinds):
+        return False
+    return all(map(_is_as_written, modules))
 
 
 def _is_as_written(module: nn.Module) -> bool:
     """Return whether a call of a module is its class's own forward pass and nothing else."""
-    forward = module.__dict__.get("forward")
-    if forward is not None and getattr(forward, "func", None) is not exact_rms_norm:
+    own = module.__dict__
+    if (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own.get("_compiled_call_impl") is not None
+    ):
         return False
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    if any(hooks) or module._compiled_call_impl is not None:
-        return False
-    return type(module).forward.__module__.partition(".")[0] in HOMES
+    forward = own.get("forward")
+    return forward is None or getattr(forward, "func", None) is exact_rms_norm
 
 
 def final_states(backbone: Any, layout: Layout, bfloat16: bool = False) -> Tensor:
