@@ -42,7 +42,7 @@ from eval.models import check_model
 from eval.profile import EvaluationProfile, load_evaluation_profile
 from eval.prompting import preflight, suite_conversations, suite_formatter, suite_prompts
 from eval.reward_model import RewardModel, read_scores
-from eval.sample_log import link, link_folder, log_folder, log_shards
+from eval.sample_log import link, link_folder, log_folder, log_shards, restore
 from eval.sandbox import SandboxConfig, Session
 from eval.suites import Suite
 from eval.tools import ToolEngine
@@ -189,6 +189,8 @@ def evaluate(job: Job) -> Path:
     }
     stage = Stage(job.out, f"eval-{job.name}", settings, {})
     if stage.is_complete:
+        for name, plan in plans.items():
+            restore(log_folder(job.out, job.name, name, plan.generation), stage.final / name)
         return stage.final
     with stage:
         work = stage.begin()

@@ -11,12 +11,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import fingerprint
-from data_prep.files import writing
-from data_prep.jsonl import write_json
+from data_prep.errors import UserError
+from data_prep.files import file_hash, writing
+from data_prep.jsonl import read_json, write_json
 
 
 def log_folder(out: Path, checkpoint: str, suite: str, generation: dict[str, Any]) -> Path:
@@ -29,9 +31,39 @@ def log_folder(out: Path, checkpoint: str, suite: str, generation: dict[str, Any
         generation: Everything that decides the samples.
     """
     folder = out / "samples" / checkpoint / f"{suite}-{fingerprint(generation)}"
+    path = folder / "generation.json"
+    if folder.is_dir():
+        if _holds(path, generation):
+            return folder
+        print(f"{path}: missing or damaged; it is made again", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "generation.json", generation)
+    write_json(path, generation)
     return folder
+
+
+def _holds(path: Path, value: dict[str, Any]) -> bool:
+    try:
+        return read_json(path) == value
+    except UserError:
+        return False
+
+
+def restore(log: Path, evaluation: Path) -> None:
+    """Give a log the shards back that it has lost and a complete evaluation still holds.
+
+    Args:
+        log: The suite's log.
+        evaluation: The suite's folder in an evaluation that was found to be as it was written.
+    """
+    for path in sorted(evaluation.glob("*-[0-9][0-9][0-9][0-9][0-9].jsonl")):
+        shard = log / path.name
+        if not shard.is_file():
+            print(f"{shard}: missing; taken from {path}", file=sys.stderr)
+        elif not shard.samefile(path) and file_hash(shard) != file_hash(path):
+            print(f"{shard}: not what was written; taken from {path}", file=sys.stderr)
+        else:
+            continue
+        link(path, shard)
 
 
 def log_shards(folder: Path, label: str) -> list[Path]:

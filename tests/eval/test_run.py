@@ -104,6 +104,33 @@ def test_from_published_file_to_figures(checkpoint, gsm8k_file, tmp_path, engine
     assert len(list((out / "samples/sft").glob("gsm8k-*"))) == 2
 
 
+def test_a_complete_evaluation_gives_its_log_back_what_that_has_lost(
+    checkpoint, gsm8k_file, tmp_path, engines, capsys
+):
+    words = arguments(checkpoint, gsm8k_file, tmp_path)
+    main(words)
+    (log,) = (tmp_path / "samples/sft").iterdir()
+    expected = {path.name: path.read_bytes() for path in log.iterdir()}
+    shards = sorted(name for name in expected if name.endswith(".jsonl") and "-" in name)
+    assert len(shards) > 3
+    (log / "generation.json").unlink()
+    (log / shards[0]).unlink()
+    # Another file, not the evaluation's own under its second name.
+    copied = (log / shards[1]).read_bytes()
+    (log / shards[1]).unlink()
+    (log / shards[1]).write_bytes(copied[:-3])
+    count = len(engines)
+    capsys.readouterr()
+    main(words)
+    said = capsys.readouterr().err
+    for name in ("generation.json", shards[0], shards[1]):
+        assert str(log / name) in said
+    assert {path.name: path.read_bytes() for path in log.iterdir()} == expected
+    assert len(engines) == count
+    main(words)
+    assert str(log) not in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_to_equal_figures(checkpoint, gsm8k_file, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     main(arguments(checkpoint, gsm8k_file, whole))

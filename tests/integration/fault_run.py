@@ -86,6 +86,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a forked child must find no threads
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["GIT_DIR"] = os.devnull  # model cards name the commit, which may change meanwhile
     # Before the first fork; nothing here computes, so no thread is lost in the children.
     for module in (
         *("data_prep.mixture", "data_prep.build", "eval.run", "eval.report"),

@@ -264,6 +264,11 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def tear(path):
+    """Leave half a line, as a kill does that comes while the next state is saved."""
+    path.write_bytes(path.read_bytes() + b'{"name": "rollouts/st')
+
+
 def flip(place):
     def change(path):
         data = bytearray(path.read_bytes())
@@ -276,6 +281,7 @@ def flip(place):
 @pytest.mark.parametrize(
     ("file", "damage", "goes_on_from"),
     [
+        ("state/files.jsonl", tear, 4),
         ("state/files.jsonl", cut, 2),
         ("state/files.jsonl", flip(0.9), 2),
         ("state/files.jsonl", flip(0.1), None),
@@ -308,7 +314,9 @@ def test_a_state_stands_on_the_logs_of_its_steps(
         return
     capsys.readouterr()
     found = train(run, config)
-    assert f"going on from step {goes_on_from}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (f"going on from step {goes_on_from}" in said) == (goes_on_from < 4)
+    assert (f"{Path(file).name} is" in said) == (goes_on_from < 4)
     assert weights(found) == weights(expected)
     for path in expected.rglob("step-*.jsonl"):
         assert (found / path.relative_to(expected)).read_bytes() == path.read_bytes()
