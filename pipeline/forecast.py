@@ -71,6 +71,8 @@ MIB, GIB = 2**20, 2**30
 # Measured: a training process after its first step on a model of nothing; others load less.
 PROGRAM = {"train": 580 * MIB, "sample": 600 * MIB, "judge": 220 * MIB, "data": 180 * MIB}
 JUDGING_PROCESS, CONVERTING_PROCESS = 100 * MIB, 30 * MIB
+# What torch loads to split a model, measured on a model of nothing.
+SHARDING = 150 * MIB
 CUDA_CONTEXT = 600 * MIB
 # Shares of the rate of matrix products on a GPU.
 TRAINING_SHARE, SAMPLING_SHARE = 0.5, 0.15
@@ -424,6 +426,7 @@ class _Book:
             memory["gathered"] = (2 * embeddings + (min(2, shape.layers) + 1) * layer) * b
             keys["gathered"] = "take a smaller model (model.path)"
             if not self.on_gpu:
+                memory["program"] += SHARDING
                 # Saved between the steps, when nothing is gathered and no pass is under way.
                 first += max(0, state - memory["gathered"] - sum(passes.values()))
         elif ranks > 1:
