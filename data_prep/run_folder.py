@@ -351,14 +351,17 @@ class Stage:
             UserError: It was, and is damaged; or another process is completing it.
         """
         self._finish_rename()
-        if not (self.final / "manifest.json").is_file():
-            if self.final.is_dir():
-                print(f"{self.final}: no manifest.json; the stage is made again", file=sys.stderr)
-            return False
-        if read_manifest(self.final)["plan"] != self.plan:
+        if not (self.final / "manifest.json").is_file() and self.final.is_dir():
+            print(f"{self.final}: no manifest.json; the stage is made again", file=sys.stderr)
+        if not self._has_plan(self.final):
             return False
         check_stage(self.final)
         return True
+
+    def _has_plan(self, folder: Path) -> bool:
+        """Whether a folder has a manifest, and that is of this very plan."""
+        is_there = (folder / "manifest.json").is_file()
+        return is_there and bool(read_manifest(folder)["plan"] == self.plan)
 
     @property
     def is_sound(self) -> bool:
@@ -373,10 +376,20 @@ class Stage:
         """Lock the stage; return the partial folder of the same plan, or an empty one.
 
         Raises:
-            UserError: Another process runs this stage, or the partial folder's plan is damaged.
+            UserError: Another process runs this stage, or has completed it since `is_complete` said
+                no; or the partial folder's plan is damaged.
         """
         self.run.mkdir(parents=True, exist_ok=True)
-        _lock(self._lock_file)
+        taken = _lock(self._lock_file)
+        if taken and not self.work.is_dir() and self._has_plan(self.final):
+            # Loading a model takes its time; others may be reading what was made meanwhile.
+            self.release()
+            raise UserError(
+                str(self.final),
+                "another process has just completed this stage",
+                "one process a stage",
+                "run the same command again: it goes on with the next stage",
+            )
         plan_file = self.work / "plan.json"
         if self.work.is_dir() and not self._is_gone_on_with(plan_file):
             shutil.rmtree(self.work)
@@ -474,12 +487,11 @@ class Stage:
         taken = _lock(self._lock_file)
         try:
             # Another process may have done it before the lock was had.
-            if self._wants_rename:
-                manifest = read_manifest(self.work)
-                if manifest["plan"] == self.plan:
-                    # It may come from anywhere: what it names is checked before it is removed.
-                    where = str(self.work / "manifest.json")
-                    self._rename(tuple(folder_name(n, where) for n in manifest["scratch"]))
+            if self._wants_rename and self._has_plan(self.work):
+                # It may come from anywhere: what it names is checked before it is removed.
+                where = str(self.work / "manifest.json")
+                scratch = read_manifest(self.work)["scratch"]
+                self._rename(tuple(folder_name(name, where) for name in scratch))
         finally:
             if taken:
                 self.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -104,9 +105,36 @@ def test_a_rename_that_a_kill_prevented_is_made_up_for_and_locks_nothing(root, t
         assert other.stdout.readline() == "renames\n"
         other.kill()
     assert Stage(run, "sft", {}, {}).is_complete
-    # Nor does this process hold on to it.
+    # Nor does this process hold on to it: another one can make the stage anew.
+    shutil.rmtree(run / "sft")
     done = subprocess.run(words, cwd=root, input="\n", capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["renames", "done"], done.stderr
+
+
+def test_a_stage_that_another_process_completed_meanwhile_is_not_made_again(root, tmp_path):
+    run = tmp_path / "run"
+    stage = Stage(run, "sft", {}, {})
+    assert not stage.is_complete
+    # While this process loads its models, say.
+    subprocess.run(
+        [sys.executable, "-c", SLOW, str(run)],
+        cwd=root,
+        input="\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with stage, pytest.raises(UserError, match="has just completed this stage"):
+        stage.begin()
+    assert not stage.work.exists()
+    assert stage.is_complete
+    # One that it does not want is made anew.
+    other = Stage(run, "sft", {"another": "plan"}, {})
+    with other:
+        assert not other.is_complete
+        other.begin()
+        other.complete()
+    assert not (run / "sft" / "out.txt").exists()
 
 
 def test_a_stage_that_raises_gives_its_lock_back(root, tmp_path):
