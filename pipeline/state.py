@@ -177,7 +177,7 @@ def _newest(work: Path) -> Path | None:
             files = read_sealed(path / "state.json", "").get("files", {})
             for ledger in _ledger(work):
                 os.truncate(ledger, files.get(LEDGER, [0])[0])
-            _forget(work, {*files, *(name for name, *_ in _listed(work))})
+            _forget(work, {*files}, _step(path) if LEDGER in files else 0)
             return path
         found.append(damage)
         damaged.append(path)
@@ -207,36 +207,43 @@ def _beside(work: Path, step: int = 0) -> Iterator[Path]:
         step: Logs of earlier steps are left out.
     """
     for folder, folders, names in os.walk(work):
-        inner = os.path.relpath(folder, work)
-        if inner == ".":
-            folders[:] = sorted({*folders} - {"state"})
+        if folder == str(work):
+            # Of logs there may be a great many.
+            folders[:] = sorted({*folders} - {"state", *LOGS})
         folders.sort()
         for name in sorted(names):
-            log = _LOG.fullmatch(name) if step and inner in LOGS else None
-            if log is not None and int(log[1]) < step:
-                continue
             if not name.endswith(".tmp") and name not in VOLATILE:
                 yield Path(folder, name)
+    for _, path in sorted(log for log in _logs(work) if log[0] >= step):
+        if not path.endswith(".tmp"):
+            yield Path(path)
+
+
+def _logs(work: Path) -> Iterator[tuple[int, str]]:
+    """Yield the logs in no order, with their steps; what is no log has a step beyond all."""
+    for folder in LOGS:
+        if not (work / folder).is_dir():
+            continue
+        with os.scandir(work / folder) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    log = _LOG.fullmatch(entry.name)
+                    yield (int(log[1]) if log else sys.maxsize), entry.path
 
 
 def _list_logs(work: Path, step: int) -> None:
     """Add the logs of the steps before `step` that are not in the ledger yet."""
     last = _last_listed(work)
-    found = []
-    for folder in LOGS:
-        if not (work / folder).is_dir():
-            continue
-        for entry in os.scandir(work / folder):
-            log = _LOG.fullmatch(entry.name)
-            if log is not None and last < int(log[1]) < step:
-                found.append((int(log[1]), f"{folder}/{entry.name}"))
+    found = sorted(log for log in _logs(work) if last < log[0] < step)
     if not found:
         return
     with disk_errors(work / LEDGER), (work / LEDGER).open("a", encoding="utf-8") as file:
-        for number, name in sorted(found):
-            size = (work / name).stat().st_size
+        for number, found_at in found:
+            path = Path(found_at)
+            size = path.stat().st_size
             # Not `file_hash`, which would keep every one of them in memory.
-            content = prefix_hash(work / name, size)
+            content = prefix_hash(path, size)
+            name = str(path.relative_to(work))
             row = {"name": name, "step": number, "size": size, "sha256": content}
             file.write(json.dumps(row) + "\n")
 
@@ -252,18 +259,18 @@ def _last_listed(work: Path) -> int:
     return -1
 
 
-def _listed(work: Path, size: int | None = None) -> Iterator[tuple[str, int, str]]:
+def _listed(work: Path, size: int) -> Iterator[tuple[str, int, str]]:
     """Yield name, size and SHA-256 of the logs in the ledger's first `size` bytes."""
     for path in _ledger(work):
         with path.open("rb") as file:
-            for line in file.read(-1 if size is None else size).splitlines():
-                row = json.loads(line)
+            while file.tell() < size:
+                row = json.loads(file.readline())
                 yield row["name"], row["size"], row["sha256"]
 
 
-def _forget(work: Path, kept: set[str]) -> None:
-    """Remove the files that a state does not stand on."""
-    for path in _beside(work):
+def _forget(work: Path, kept: set[str], step: int = 0) -> None:
+    """Remove the files that a state of `step` steps, whose ledger has its logs, does not name."""
+    for path in _beside(work, step):
         if str(path.relative_to(work)) not in kept:
             path.unlink()
 
