@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+import data_prep.chat_template
 from data_prep.chat_template import ChatTemplate, TemplateLimitError
 
 # A folder of templates of many models, those with generation markers among them.
@@ -31,7 +32,7 @@ CONVERSATIONS = {
     "two": TURNS,
     "system": [{"role": "system", "content": "Be terse."}, *TURNS],
     "asks": TURNS[:3],
-    "long": [*TURNS * 40],
+    "long": [*TURNS * 6],
 }
 
 
@@ -53,12 +54,12 @@ def plain(template: str, messages: list[dict[str, str]], **variables: Any) -> An
 def test_templates_of_many_models_render_as_transformers_renders_them(name):
     template = TEMPLATES[name].read_text("utf-8")
     variables = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
-    rendered = 0
+    compiled, rendered = ChatTemplate(template), 0
     for prompt in (False, True):
         for messages in CONVERSATIONS.values():
             asked = {**variables, "add_generation_prompt": prompt}
             try:
-                found: Any = ChatTemplate(template).render(messages, **asked)
+                found: Any = compiled.render(messages, **asked)
             except Exception as error:
                 found = (type(error), str(error))
             assert found == plain(template, messages, **asked)
@@ -91,15 +92,14 @@ MANY = """
     {{- m.role ~ loop.cycle('a', 'b') ~ loop.last ~ (loop.previtem.role if not loop.first) }}
     {%- generation %}{{ m.content }}{{ shown(m.content, n=3) }}{% endgeneration %}
 {%- endfor %}{{ missing }}{{ missing is defined }}{{ messages[9]|default('none') }}{{ 1 if 0 }}
-{%- call shown('cd') %}{% endcall %}{{ [1, 2, 3]|sum }}{{ range(2, 8, 3)|list }}
+{{ [1, 2, 3]|sum }}{{ range(2, 8, 3)|list }}
 """
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_everything_that_templates_do_is_as_in_transformers(name):
-    template = MANY.replace("{%- call shown('cd') %}{% endcall %}", "")
-    found = ChatTemplate(template).render(CONVERSATIONS[name])
-    assert found == plain(template, CONVERSATIONS[name])
+    found = ChatTemplate(MANY).render(CONVERSATIONS[name])
+    assert found == plain(MANY, CONVERSATIONS[name])
     assert found[1]
 
 
@@ -186,7 +186,9 @@ LARGE = "{% set b = 'x' * 1000000 %}"
         "x" * 300_000,
     ],
 )
-def test_a_template_that_would_never_end_is_refused(template):
+def test_a_template_that_would_never_end_is_refused(template, monkeypatch):
+    if template != NESTED:  # which has all that there is; a tenth shows the same
+        monkeypatch.setattr(data_prep.chat_template, "OPERATIONS", 100_000)
     with pytest.raises(TemplateLimitError):
         ChatTemplate(template).render(TURNS)
 
