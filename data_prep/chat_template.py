@@ -8,12 +8,15 @@ grows with the conversation:
 
     a turn of a loop, a macro       one, and one for every 16 nodes and 64 characters in its body
     an operation on values          what it reads: one a value within, and one for 64 characters
-    a repetition, a padding         what it will write, before it does
+    a value that a filter yields    one
+    a repetition, a padding,        what it will write, before it does
+    a format
 
-So a rendering ends after a second or so, whatever the template, and holds no text longer than
-`Budget.longest`. What no chat template needs and could not be bounded so is not there: filters
-that wrap, centre, make batches or draw at random, and methods that translate or write numbers out
-as bytes.
+So a rendering ends after a second or so and holds no text longer than `Budget.longest`. An
+operation may be dearer than its price (keys made to collide in a table); one that goes on with
+that has `SECONDS` of processor time. What no chat template needs and could not be bounded is not
+there: filters that wrap, centre, make batches or draw at random, and methods that translate, strip
+tags or have to do with bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, MappingView, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache, reduce, update_wrapper
@@ -41,6 +45,8 @@ OPERATIONS, PER_MESSAGE, PER_PAIR = 1_000_000, 10_000, 100
 # Longest text, beside a multiple of what the conversation itself has.
 LONGEST_TEXT, COPIES = 1 << 22, 8
 LARGEST_BITS = 4096  # of a whole number
+WIDEST = 9999  # padding of a format's place
+SECONDS = 20.0  # of processor time
 
 FILTERS = frozenset(
     """
@@ -50,17 +56,33 @@ FILTERS = frozenset(
     """.split()  # noqa: SIM905 - a table to read
 )
 # A number or a text of theirs decides how much they write.
-WIDENING = frozenset(("center", "indent", "ljust", "rjust", "round", "tojson", "zfill"))
-# Methods that write more than they read in ways of their own.
+WIDENING = frozenset(("center", "indent", "ljust", "rjust", "round", "zfill"))
+# What looks for every character, or at every place, through all of an argument.
+SEARCHING = frozenset(
+    ("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip", "trim")
+)
+# Tests that compute `value % number`, which formats a text.
+REMAINDERS = frozenset(("divisibleby", "even", "odd"))
+# Methods that write more than they read, or read it often, in ways of their own; and bytes, whose
+# methods have them all again.
 FORBIDDEN = frozenset(
-    ("expandtabs", "from_bytes", "fromkeys", "maketrans", "to_bytes", "translate")
+    (
+        *("decode", "encode", "expandtabs", "from_bytes", "fromkeys"),
+        *("maketrans", "striptags", "to_bytes", "translate"),
+    )
 )
-COMPARING = (
+# Tests that look at all of a value.
+READING = (
     *("==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">="),
-    *("<", "lt", "lessthan", "<=", "le", "in"),
+    *("<", "lt", "lessthan", "<=", "le", "in", "lower", "upper", *REMAINDERS),
 )
-# A width or precision of five digits, or one that an argument gives.
-_WIDE = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*(?:[0-9]{5}|\*)" r"|\{[^{}]*:[^{}]*(?:[0-9]{5}|\{)")
+# A width or precision of five digits, or one that an argument gives. Looked for in linear time:
+# the text may be long, and made to be looked at for ever.
+_WIDE = re.compile(
+    r"(?<![0-9])[0-9]{5,}+(?:\.[0-9]*+)?[hlL]?[a-zA-Z%]"
+    r"|%[-#0 +]*+(?:[0-9]*+\.)?\*"
+    r"|\{[^{}:]*+:(?:[^{}]*?[0-9]{5}|[^{}]*+\{)"
+)
 _LARGE_NUMBER = f"it makes a number of more than {LARGEST_BITS} bits"
 # Filters of our own, by names that no template can spell as a name.
 _TURN, _READ, _TEXT = "boxed turn", "boxed read", "boxed text"
@@ -84,7 +106,7 @@ class Budget:
         spans: (start, stop) of what stood between generation markers, in characters.
     """
 
-    __slots__ = ("left", "longest", "spans", "written")
+    __slots__ = ("_spent", "_until", "left", "longest", "spans", "written")
 
     def __init__(self, messages: int, characters: int) -> None:
         """Fill it."""
@@ -94,6 +116,7 @@ class Budget:
         self.longest = LONGEST_TEXT + COPIES * characters
         self.written = 0
         self.spans: list[tuple[int, int]] = []
+        self._spent, self._until = 0, time.thread_time() + SECONDS
 
     def spend(self, operations: int) -> None:
         """Pay.
@@ -104,6 +127,9 @@ class Budget:
         self.left -= operations
         if self.left < 0:
             raise TemplateLimitError("it takes more operations than a conversation may")
+        self._spent += 1
+        if not self._spent & 63 and time.thread_time() > self._until:
+            raise TemplateLimitError(f"it takes more than {SECONDS:g} s of processor time")
 
     def write(self, characters: int, length: int = 0) -> None:
         """Pay for a text before it is made, or for a part of one that is `length` long."""
@@ -133,8 +159,11 @@ class Budget:
                 waiting.extend(one.values())
             elif isinstance(one, range):
                 price += len(one)
-            elif isinstance(one, int) and one.bit_length() > LARGEST_BITS:
-                raise TemplateLimitError(_LARGE_NUMBER)
+            elif isinstance(one, int):
+                bits = one.bit_length()
+                if bits > LARGEST_BITS:
+                    raise TemplateLimitError(_LARGE_NUMBER)
+                price += bits >> 7
             if price + len(waiting) > self.left:
                 self.spend(price + len(waiting))
         self.spend(price)
@@ -333,7 +362,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.filters = {name: _paid(name, function) for name, function in kept.items()}
         self.filters |= {_TURN: _turn, _READ: _read, _TEXT: _text}
         self.tests = dict(self.tests)
-        for name in COMPARING:
+        for name in READING:
             self.tests[name] = _paid(name, self.tests[name])
         del self.globals["lipsum"]
         self.globals |= {"range": _range, "namespace": _Names}
@@ -366,8 +395,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "**":
             if isinstance(left, int) and left.bit_length() * abs(int(right)) > LARGEST_BITS:
                 raise TemplateLimitError(_LARGE_NUMBER)
-        elif operator == "%":
-            _check_format(left)
+        elif operator == "%" and isinstance(left, str):
+            _pay_for_format(budget, left, [right])
         elif operator == "+" and isinstance(left, str) and isinstance(right, str):
             budget.write(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
@@ -379,13 +408,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         for value in (*args, *kwargs.values()):
             budget.read(value)
         own, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(own, str | bytes | int | float | list | tuple | dict):
+        if own is not None:
             budget.read(own)
-            if name == "join" and len(args) == 1:
+            if name == "join" and isinstance(own, str) and len(args) == 1:
                 args = (_pay_for_join(budget, own, args[0]),)
             _pay_for_writing(budget, name, own, args, kwargs)
+        elif obj is dict:
+            args = tuple(_pay_for_keys(budget, pairs) for pairs in args)
         # The sandbox's own `format` and `format_map` are functions around those of the text.
-        _check_format(getattr(getattr(obj, "__wrapped__", None), "__self__", None))
+        text = getattr(getattr(obj, "__wrapped__", None), "__self__", None)
+        if isinstance(text, str):
+            _pay_for_format(budget, text, (*args, *kwargs.values()))
         return super().call(context, obj, *args, **kwargs)
 
 
@@ -397,10 +430,28 @@ def _pay_for_product(budget: Budget, value: Any, times: Any) -> None:
         budget.spend(budget.read(value) * max(0, times))
 
 
-def _check_format(text: Any) -> None:
-    """Refuse a format that pads to any width."""
-    if isinstance(text, str) and _WIDE.search(text):
+def _pay_for_format(budget: Budget, text: str, values: Iterable[Any]) -> None:
+    """Pay for formatting values, each of which may stand at every place.
+
+    Raises:
+        TemplateLimitError: It pads to any width.
+    """
+    if _WIDE.search(text):
         raise TemplateLimitError("it formats with a width of five digits, or of an argument")
+    places = text.count("%") + text.count("{")
+    lengths = (len(v) if isinstance(v, str) else budget.read(v) << 6 for v in values)
+    longest = max(lengths, default=0)
+    budget.write(len(text) + places * (WIDEST + longest))
+
+
+def _pay_for_keys(budget: Budget, values: Any) -> Any:
+    """Pay for a table of values that may have been chosen to collide in it; texts cannot be."""
+    if isinstance(values, dict):
+        return values
+    values = list(values)
+    odd = sum(not isinstance(value, str) for value in values)
+    budget.spend(odd * odd >> 6)
+    return values
 
 
 def _pay_for_join(budget: Budget, separator: Any, parts: Iterable[Any]) -> list[Any]:
@@ -433,8 +484,10 @@ def _pay_for_writing(
         named = {**dict(zip(("old", "new"), args, strict=False)), **kwargs}
         text, old, new = str(value), str(named.get("old", "")), str(named.get("new", ""))
         budget.write(len(text) + text.count(old) * len(new))
-    elif name == "format":
-        _check_format(value)
+    elif name in SEARCHING:
+        budget.spend(len(str(value)) * max((len(str(v)) for v in given), default=0) >> 10)
+    elif name == "format" or (name in REMAINDERS and isinstance(value, str)):
+        _pay_for_format(budget, str(value), given)
     elif name == "sum" and any(isinstance(v, list | tuple) for v in given):
         raise TemplateLimitError("it sums lists")
 
@@ -457,11 +510,21 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name == "join":
             separator = rest[0] if rest else kwargs.get("d", "")
             value = _pay_for_join(budget, separator, value)
+        elif name == "unique":
+            value = _pay_for_keys(budget, value)
         else:
             _pay_for_writing(budget, name, value, rest, kwargs)
-        return function(*before, value, *rest, **kwargs)
+        found = function(*before, value, *rest, **kwargs)
+        return _paid_one_by_one(found) if isinstance(found, Iterator) else found
 
     return update_wrapper(paid, function)
+
+
+def _paid_one_by_one(values: Iterator[Any]) -> Iterator[Any]:
+    """Yield values, each paid for: filters behind one another hand on all of them."""
+    for value in values:
+        _budget.get().spend(1)
+        yield value
 
 
 @pass_context  # so that nothing computes it beforehand, as if it were constant
@@ -494,13 +557,21 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # As transformers has it: Jinja's own writes for pages, with <, > and & escaped.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    if indent is None and separators is None:
+        return encoder.encode(value)
+    # What stands between values may be far longer than they are.
+    budget, parts, length = _budget.get(), list[str](), 0
+    if isinstance(indent, int):
+        budget.write(max(0, indent))
+    for part in encoder.iterencode(value):
+        length += len(part)
+        budget.write(len(part), length)
+        budget.spend(1)
+        parts.append(part)
+    return "".join(parts)
 
 
 def _raise(message: str) -> NoReturn:
@@ -508,4 +579,5 @@ def _raise(message: str) -> NoReturn:
 
 
 def _now(form: str) -> str:
+    _budget.get().write(256 * len(form))  # where the C library stops
     return datetime.now().strftime(form)

@@ -183,6 +183,34 @@ LARGE = "{% set b = 'x' * 1000000 %}"
         LARGE + "{% for i in range(90000) %}{% if b[1:] == b[:-1] %}{% endif %}{% endfor %}",
         LARGE + "{% for i in range(90000) %}{% set y = b.split('x') %}{% endfor %}",
         "{{ [-10000000000]|map('boxed turn')|list }}" + NESTED,
+        # A short format with many places, or a long value at each of them.
+        "{{ ('%(a)9999d' * 400000) % {'a': 1} }}",
+        LARGE + "{{ ('%(a)s' * 100000) % {'a': b} }}",
+        LARGE + "{{ ('{0}' * 100000).format(b) }}",
+        LARGE + "{{ ('{a}' * 100000).format_map({'a': b}) }}",
+        # Formats that are not called so.
+        "{{ '%5000000000d' is odd }}",
+        "{{ '%5000000000d' is divisibleby(3) }}",
+        "{{ ['%5000000000d']|format(1) }}",
+        # Looking for wide places must not take for ever itself.
+        "{{ ('%(' * 500000) % 1 }}",
+        "{{ ('{' ~ ':' * 500000 ~ '{')|format }}",
+        # Whole values are read behind what looks like a short question.
+        "{% set r = range(90000)|list %}{% for i in r %}{% if r is upper %}{% endif %}{% endfor %}",
+        "{% set r = range(90000) %}{% for i in r %}{% set y = r.count(0.5) %}{% endfor %}",
+        LARGE + "{{ b.strip(b ~ 'y') }}{{ b.strip('y' * 999999 ~ 'x') }}",
+        LARGE + "{{ b|trim('y' * 999999 ~ 'x') }}",
+        LARGE + "{{ b.rfind('xy' ~ b[:500000]) }}",
+        # Numbers with one hash.
+        "{{ range(0, 300000 * (2**61 - 1), 2**61 - 1)|unique|list|length }}",
+        # Each generator behind another hands on all that there is.
+        "{% set ns = namespace(r=range(99999)) %}{% for i in range(300) %}"
+        "{% set ns.r = ns.r|map(attribute='real') %}{% endfor %}{{ ns.r|list|length }}",
+        # Depth and what stands between values multiply.
+        "{% set ns = namespace(x=1) %}{% for i in range(900) %}{% set ns.x = [ns.x] %}{% endfor %}"
+        "{{ [ns.x, ns.x, ns.x]|tojson(indent=1000) }}",
+        LARGE + "{{ range(90000)|list|tojson(separators=(b, ':')) }}",
+        "{{ strftime_now('%A' * 1000000) }}",
         "x" * 300_000,
     ],
 )
@@ -204,6 +232,8 @@ def test_a_template_that_would_never_end_is_refused(template, monkeypatch):
         "{{ 'x'.translate({120: 'y' * 99999}) }}",
         "{{ 'x'.expandtabs(1000000000) }}",
         "{{ (1).to_bytes(1000000000, 'big') }}",
+        "{{ 'x'.encode() * 1000000000 }}",
+        "{{ ('<!---->'|safe).striptags() }}",
         "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
         "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     ],
@@ -211,6 +241,25 @@ def test_a_template_that_would_never_end_is_refused(template, monkeypatch):
 def test_what_cannot_be_bounded_is_not_there(template):
     with pytest.raises(Exception, match=r"undefined|No filter|unsafe|recursion"):
         ChatTemplate(template).render(TURNS)
+
+
+def test_what_is_dearer_than_its_price_has_a_time(monkeypatch):
+    """Keys with one hash, written down: each look at the table goes past all of them."""
+    monkeypatch.setattr("data_prep.chat_template.SECONDS", 0.2)
+    table = ",".join(f"{number * (2**61 - 1)}:0" for number in range(5000))
+    looks = "{% for i in range(200000) %}{% set y = d[0 - 1] %}{% endfor %}"
+    with pytest.raises(TemplateLimitError, match=r"0\.2 s of processor time"):
+        ChatTemplate(f"{{% set d = {{{table}}} %}}{looks}").render(TURNS)
+
+
+def test_formats_with_texts_of_usual_length_are_written():
+    messages = [{"role": "user", "content": "100000% of 2**5 {a: {b}} " * 4000}]
+    template = (
+        "{{ '%s: **%-9999s** 12345 {}%%' % (messages[0].role, messages[0].content) }}"
+        "{{ '{0}|{a:>5.2}|{{}}'.format(messages[0].content, a='xyz') }}"
+        "{{ '%(role)s %(content)s' % messages[0] }}{{ '%5.1f'|format(2.25) }}"
+    )
+    assert ChatTemplate(template).render(messages) == plain(template, messages)
 
 
 def test_long_conversations_have_their_room():
