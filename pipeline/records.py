@@ -8,6 +8,7 @@ step's tokens by advantage, between `HISTOGRAM_EDGES` and in one bin more at eit
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,18 +79,23 @@ class Records:
                 # A line cut off by a kill is beyond the last saved state, so it may go.
                 if not line.endswith(b"\n"):
                     return
+                where = f"{path}, line {number}"
                 try:
-                    row = parse_row(line[:-1], f"{path}, line {number}")
+                    row = parse_row(line[:-1], where)
+                    if not isinstance(row.get("step"), int):
+                        raise UserError(where, "damaged: it names no step", "a step's row")
                 except UserError:
                     # Rates decide nothing; of the others the state has seen to every row.
-                    if name == "timing":
-                        continue
-                    raise
+                    if name != "timing":
+                        raise
+                    print(f"{where}: damaged; left out", file=sys.stderr)
+                    continue
                 if row["step"] >= start:
                     continue
-                self.samples += int(row.get("samples", 0))
-                if name == "steps" and self.monitor is not None:
-                    self.monitor.observe(row)
+                if name == "steps":
+                    self.samples += int(row.get("samples", 0))
+                    if self.monitor is not None:
+                        self.monitor.observe(row)
                 yield row
 
     def _shown(self) -> list[dict[str, Any]]:

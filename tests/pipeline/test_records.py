@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from data_prep.errors import UserError
 from pipeline.batch import Sequence, flatten
 from pipeline.divergence import figures as kl_figures
 from pipeline.records import HISTOGRAM_EDGES, Records, advantage_figures, rollout_figures
@@ -102,3 +103,22 @@ def test_rows_hold_numbers_lists_and_null(tmp_path):
     row = json.loads((tmp_path / "steps.jsonl").read_text())
     assert row == {"step": 0, "a": 0.3333333, "b": None, "c": [1.0, None]}
     assert json.loads((tmp_path / "timing.jsonl").read_text()) == {"step": 0, "tokens_per_s": 2.0}
+
+
+def test_damaged_rates_are_named_and_left_out(tmp_path, capsys):
+    rows = [{"step": step, "draw_s": 0.5} for step in range(5)]
+    lines = [json.dumps(row).encode() for row in rows]
+    lines[1] = lines[1].replace(b"step", b"stdp")
+    lines[2] = lines[2].replace(b"2", b'"')
+    lines[3] = lines[3].replace(b"s", b"\xf3")
+    (tmp_path / "timing.jsonl").write_bytes(b"\n".join([*lines, b"[4]", b""]))
+    Records(tmp_path, 5, 9, "x").close()
+    found = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert found == [rows[0], rows[4]]
+    said = capsys.readouterr().err
+    for line in (2, 3, 4, 6):
+        assert f"timing.jsonl, line {line}: damaged; left out" in said
+    # What counts is refused, where no state vouches for it.
+    (tmp_path / "steps.jsonl").write_bytes(lines[1] + b"\n")
+    with pytest.raises(UserError, match=r"steps\.jsonl, line 1"):
+        Records(tmp_path, 5, 9, "x")
