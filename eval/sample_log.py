@@ -43,7 +43,7 @@ def log_folder(out: Path, checkpoint: str, suite: str, generation: dict[str, Any
 
 def _holds(path: Path, value: dict[str, Any]) -> bool:
     try:
-        return read_json(path) == value
+        return fingerprint(read_json(path)) == fingerprint(value)  # JSON has no tuples
     except UserError:
         return False
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.engines import EngineConfig, Group, Prompt, Sampling
 from pipeline.engines._compiled import STEPS, CompiledSession
-from pipeline.engines._decoder import ARCHITECTURES, Decoder, Unwritten
+from pipeline.engines._decoder import ARCHITECTURES, PACK_BYTES, Decoder, Unwritten
 from pipeline.engines._forward import ForwardDecoder
 from pipeline.engines._graphs import StepGraphs, coarse
 from pipeline.engines._library import Unbuilt, library_for
@@ -52,7 +52,8 @@ class Config(EngineConfig):
             samples of full length would not fit, fewer run side by side.
         cuda_graphs: Whether steps on a GPU are captured and replayed.
         compiled: Whether steps run through code that is compiled for this machine, which takes
-            float32 on a CPU and a C++ compiler; by default wherever these are.
+            float32 on a CPU and a C++ compiler; by default wherever these are. Weights of more
+            than 1 GiB, of which it would take a copy, run through torch all the same.
         trust_remote_code: Whether Python files that come with a model may run; in a run's
             configuration `model.trust_remote_code` sets it.
     """
@@ -130,6 +131,12 @@ class EmbeddedEngine:
                 stacklevel=2,
             )
             self.decoder = ForwardDecoder(loaded, self.device)
+        if config.compiled and isinstance(self.decoder, Decoder) and not self.decoder.compiled:
+            warnings.warn(
+                f"{model}: torch computes in spite of engine.compiled = true: the compiled code "
+                f"takes a copy of the weights, and they have more than {PACK_BYTES >> 20} MiB",
+                stacklevel=2,
+            )
         ends = loaded.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self.end_token_ids = sorted({*ends, self.tokenizer.eos_token_id} - {None})

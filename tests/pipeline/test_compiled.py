@@ -145,6 +145,15 @@ def test_pushed_weights_are_packed_anew(tmp_path, library):
     assert samples_of(engine.generate(prompts, sampling)) == before
 
 
+def test_weights_that_are_not_packed_run_through_torch(library, checkpoint, monkeypatch):
+    monkeypatch.setattr("pipeline.engines._decoder.PACK_BYTES", 1000)
+    assert create(Config(), checkpoint).decoder.compiled is None
+    with pytest.warns(UserWarning, match="torch computes in spite of"):
+        engine = create(Config(compiled=True), checkpoint)
+    (group,) = engine.generate([Prompt("p", (5, 6, 7))], Sampling(n=2, max_tokens=4))
+    assert len(group.completions) == 2
+
+
 def test_a_token_that_the_model_does_not_know_is_refused(checkpoint):
     engine = create(Config(), checkpoint)
     for token in (-1, engine.decoder.config.vocab_size):
