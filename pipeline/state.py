@@ -175,8 +175,10 @@ def _newest(work: Path) -> Path | None:
             for later in damaged:
                 shutil.rmtree(later)
             files = read_sealed(path / "state.json", "").get("files", {})
-            for ledger in _ledger(work):
-                os.truncate(ledger, files.get(LEDGER, [0])[0])
+            for name in GROWING:
+                # Also what is damaged behind its part, and could not be read.
+                if (work / name).is_file():
+                    os.truncate(work / name, files.get(name, [0])[0])
             _forget(work, {*files}, _step(path) if LEDGER in files else 0)
             return path
         found.append(damage)

@@ -269,6 +269,17 @@ def tear(path):
     path.write_bytes(path.read_bytes() + b'{"name": "rollouts/st')
 
 
+def garble(number):
+    """Let a line be none that can be read."""
+
+    def change(path):
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[number] = b"\xff" + lines[number][1:]
+        path.write_bytes(b"".join(lines))
+
+    return change
+
+
 def flip(place):
     def change(path):
         data = bytearray(path.read_bytes())
@@ -286,6 +297,8 @@ def flip(place):
         ("state/files.jsonl", flip(0.9), 2),
         ("state/files.jsonl", flip(0.1), None),
         ("state/files.jsonl", Path.unlink, None),
+        ("steps.jsonl", garble(4), 4),
+        ("steps.jsonl", garble(3), 2),
         ("rollouts/step-00003.jsonl", flip(0.5), 2),
         ("rollouts/step-00003.jsonl", Path.unlink, 2),
         ("rollouts/step-00001.jsonl", flip(0.5), None),
