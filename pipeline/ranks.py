@@ -466,7 +466,12 @@ def launch_of(words: Sequence[str]) -> Launch:
         name, given, value = word.lstrip("-").replace("_", "-").partition("=")
         name = {"n": "nnodes", "num-machines": "nnodes"}.get(name, name)
         text = value if given else following
-        if word.startswith("-") and text.isdigit():
+        # Of a range of machines the fewest: with them each process holds most.
+        text = text.partition(":")[0] if name == "nnodes" else text
+        if name == "nproc-per-node" and text in ("gpu", "cpu", "auto"):
+            cards = 0 if text == "cpu" else torch.cuda.device_count()
+            found[name] = cards or os.cpu_count() or 1
+        elif word.startswith("-") and text.isdecimal():
             found[name] = int(text)
     nodes = max(1, found.get("nnodes", 1))
     if "num-processes" in found:  # accelerate counts those of all machines

@@ -8,6 +8,7 @@ cut off or changed is made again. Loading it runs it, so the folder must be ours
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -99,7 +101,11 @@ def _folder() -> Path:
 def _origin(compiler: str) -> str:
     """Return a hash of all that decides the library."""
     digest = hashlib.blake2b(digest_size=12)
-    words = (SOURCE.read_text(encoding="utf-8"), _run(compiler, "--version"), _processor(), *FLAGS)
+    try:
+        source = SOURCE.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Unbuilt(f"its source cannot be read: {error}") from None
+    words = (source, _run(compiler, "--version"), _processor(), *FLAGS)
     for word in words:
         digest.update(f"{len(word)}:{word}".encode())
     return digest.hexdigest()
@@ -128,6 +134,10 @@ def _is_whole(path: Path) -> bool:
 
 def _build(compiler: str, folder: Path, origin: str) -> Path:
     """Compile, and give the file its name when it is whole."""
+    for left in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):  # of a process that was killed, or another's to remove
+            if time.time() - left.stat().st_mtime > 2 * TIMEOUT_S:
+                left.unlink()
     handle, name = tempfile.mkstemp(suffix=".tmp", dir=folder)
     os.close(handle)
     try:

@@ -224,6 +224,22 @@ def test_what_does_not_compile_leaves_nothing_and_torch_computes(workshop, check
     assert len(group.completions) == 2
 
 
+def test_what_a_killed_compiler_left_is_cleared_away(workshop):
+    workshop.mkdir(parents=True, mode=0o700)
+    old, running = workshop / "old.tmp", workshop / "running.tmp"
+    old.touch()
+    running.touch()
+    _library.os.utime(old, (0, 0))
+    _library._load()
+    assert not old.exists() and running.exists()
+
+
+def test_a_source_that_is_not_there_is_no_error(workshop):
+    _library.SOURCE.unlink()
+    with pytest.raises(Unbuilt, match="cannot be read"):
+        _library._load()
+
+
 def test_a_folder_that_others_may_write_to_is_refused(workshop, monkeypatch):
     workshop.mkdir(parents=True)
     workshop.chmod(0o770)

@@ -175,12 +175,14 @@ def test_keys_move_the_parts_that_they_are_said_to_move(tmp_path):
         ("", 1, 1),
         ("torchrun --nproc-per-node 8", 8, 8),
         ("torchrun --nnodes=3 --nproc_per_node=8 --master-port 29500", 24, 8),
-        ("torchrun --nproc-per-node gpu", 1, 1),
+        ("torchrun --nproc-per-node gpu", 4, 4),
+        ("torchrun --nnodes 2:4 --nproc-per-node 8", 16, 8),
         ("accelerate launch --num_processes 24 --num_machines 3", 24, 8),
         ("accelerate launch --cpu --num_processes=2", 2, 2),
     ],
 )
-def test_a_launcher_says_how_many_processes_there_will_be(words, count, here):
+def test_a_launcher_says_how_many_processes_there_will_be(monkeypatch, words, count, here):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     found = launch_of(words.split())
     assert (found.count, found.here) == (count, here)
 
