@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -414,6 +416,17 @@ def test_the_forecast_of_two_processes_is_near_their_peaks(parallel, root, tmp_p
     assert all(1 / FACTOR < ratio < FACTOR for two in ratios.values() for ratio in two), shown
 
 
+def resident(process: Any) -> int:
+    """Return the memory of a process and of those that it started, bytes.
+
+    Between its fork and its program's start a child has the command line and the pages of its
+    parent, which are there once.
+    """
+    words = process.cmdline()
+    children = [p for p in process.children(recursive=True) if p.cmdline() != words]
+    return sum(p.memory_info().rss for p in (process, *children))
+
+
 def peaks_of(words: list[str], root: Path) -> list[int]:
     """Return the largest memory of each process that a launcher starts, bytes, with its own."""
     import psutil
@@ -427,8 +440,7 @@ def peaks_of(words: list[str], root: Path) -> list[int]:
     while process.poll() is None:
         for rank in launcher.children():
             try:
-                sizes = [p.memory_info().rss for p in (rank, *rank.children(recursive=True))]
-                largest[rank.pid] = max(largest.get(rank.pid, 0), sum(sizes))
+                largest[rank.pid] = max(largest.get(rank.pid, 0), resident(rank))
             except psutil.NoSuchProcess:
                 continue
         time.sleep(0.05)
@@ -448,11 +460,8 @@ def peak_of(words: list[str], root: Path) -> int:
     )  # fmt: skip
     largest, own = 0, psutil.Process(process.pid)
     while True:
-        try:
-            sizes = [p.memory_info().rss for p in (own, *own.children(recursive=True))]
-            largest = max(largest, sum(sizes))
-        except psutil.NoSuchProcess:
-            pass
+        with contextlib.suppress(psutil.NoSuchProcess):
+            largest = max(largest, resident(own))
         try:
             process.wait(0.05)
             break
