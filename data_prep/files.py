@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 # A line a finished file: its name within the folder, and the SHA-256 of its content.
 JOURNAL = "written.jsonl"
@@ -42,11 +43,16 @@ def file_hash(path: Path) -> str:
 
 def prefix_hash(path: Path, size: int) -> str:
     """Return the SHA-256 of a file's first `size` bytes."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while size > 0 and (block := file.read(min(size, 1 << 20))):
-            found.update(block)
-            size -= len(block)
+        return prefix_of(file, size)
+
+
+def prefix_of(file: BinaryIO, size: int) -> str:
+    """Return the SHA-256 of an open file's next `size` bytes."""
+    found = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        found.update(block)
+        size -= len(block)
     return found.hexdigest()
 
 

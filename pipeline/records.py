@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.errors import UserError
-from data_prep.files import disk_errors
-from data_prep.jsonl import dump_row, parse_row, read_rows, write_rows
+from data_prep.files import disk_errors, writing
+from data_prep.jsonl import dump_row, parse_row, read_rows
 from pipeline.batch import Sequence
 from pipeline.monitor import Monitor
 from pipeline.trackers import Trackers
@@ -64,13 +64,14 @@ class Records:
         self.monitor, self.trackers = monitor, trackers
         self.samples = 0
         for name, path in self.paths.items():
-            write_rows(path, self._kept(name, start))
+            with writing(path) as temporary, temporary.open("wb") as file:
+                file.writelines(self._kept(name, start))
         if trackers is not None:
             trackers.begin(self._shown() if trackers.kinds else ())
         self.bar = tqdm(total=total, initial=start, desc=label, unit="step", leave=True)
 
-    def _kept(self, name: str, start: int) -> Iterator[dict[str, Any]]:
-        """Yield the rows of steps before `start`, one at a time: there may be a great many."""
+    def _kept(self, name: str, start: int) -> Iterator[bytes]:
+        """Yield the lines of steps before `start`, one at a time: there may be a great many."""
         path = self.paths[name]
         if not path.is_file():
             return
@@ -96,13 +97,14 @@ class Records:
                     self.samples += int(row.get("samples", 0))
                     if self.monitor is not None:
                         self.monitor.observe(row)
-                yield row
+                yield line
 
     def _shown(self) -> list[dict[str, Any]]:
         """Return the rows on record with their rates."""
         found: dict[int, dict[str, Any]] = {}
         for name in ("steps", "timing"):
-            for _, row in read_rows(self.paths[name]):
+            path = self.paths[name]
+            for _, row in read_rows(path) if path.stat().st_size else ():
                 found.setdefault(row["step"], {}).update(row)
         return list(found.values())
 

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data_prep.errors import UserError
-from data_prep.files import disk_errors, file_hash, prefix_hash, sync
+from data_prep.files import disk_errors, file_hash, prefix_hash, prefix_of, sync
 from data_prep.jsonl import write_json
 from data_prep.run_folder import FORMAT, VOLATILE, read_sealed, sealed
 from pipeline.ranks import ALONE, Ranks
@@ -113,7 +113,7 @@ def save_state(
                 sync(work / name)
         files = {
             str(path.relative_to(work)): [path.stat().st_size, file_hash(path)]
-            for path in (*_beside(work, step), *_ledger(work), *needed)
+            for path in (*_beside(work), *_ahead(work, step), *_ledger(work), *needed)
         }
         note = {"format": FORMAT, "step": step, "sha256": file_hash(path), "files": files}
         write_json(made / "state.json", sealed(note))
@@ -201,47 +201,45 @@ def _ledger(work: Path) -> list[Path]:
     return [work / LEDGER] if (work / LEDGER).is_file() else []
 
 
-def _beside(work: Path, step: int = 0) -> Iterator[Path]:
-    """Yield the files of a stage's folder that steps have left; not the states themselves.
-
-    Args:
-        work: The stage's folder.
-        step: Logs of earlier steps are left out.
-    """
+def _beside(work: Path) -> Iterator[Path]:
+    """Yield the files of a stage's folder that steps have left; not the states, not the logs."""
     for folder, folders, names in os.walk(work):
         if folder == str(work):
-            # Of logs there may be a great many.
             folders[:] = sorted({*folders} - {"state", *LOGS})
         folders.sort()
         for name in sorted(names):
             if not name.endswith(".tmp") and name not in VOLATILE:
                 yield Path(folder, name)
-    for _, path in sorted(log for log in _logs(work) if log[0] >= step):
-        if not path.endswith(".tmp"):
-            yield Path(path)
 
 
-def _logs(work: Path) -> Iterator[tuple[int, str]]:
-    """Yield the logs in no order, with their steps; what is no log has a step beyond all."""
-    for folder in LOGS:
-        if not (work / folder).is_dir():
-            continue
-        with os.scandir(work / folder) as entries:
-            for entry in entries:
-                if entry.is_file():
-                    log = _LOG.fullmatch(entry.name)
-                    yield (int(log[1]) if log else sys.maxsize), entry.path
+def _logs_of(work: Path, steps: Iterable[int]) -> Iterator[tuple[int, Path]]:
+    """Yield the logs of some steps, those that there are.
+
+    They are asked for by name: to list a folder of a hundred thousand at each state would take
+    longer than the steps between two.
+    """
+    folders = [work / folder for folder in LOGS if (work / folder).is_dir()]
+    for step in steps if folders else ():
+        for folder in folders:
+            path = folder / f"step-{step:05d}.jsonl"
+            if path.is_file():
+                yield step, path
+
+
+def _ahead(work: Path, step: int) -> Iterator[Path]:
+    """Yield the logs of batches that were drawn ahead, from `step` on."""
+    while found := [path for _, path in _logs_of(work, [step])]:
+        yield from found
+        step += 1
 
 
 def _list_logs(work: Path, step: int) -> None:
     """Add the logs of the steps before `step` that are not in the ledger yet."""
-    last = _last_listed(work)
-    found = sorted(log for log in _logs(work) if last < log[0] < step)
+    found = list(_logs_of(work, range(_last_listed(work) + 1, step)))
     if not found:
         return
     with disk_errors(work / LEDGER), (work / LEDGER).open("a", encoding="utf-8") as file:
-        for number, found_at in found:
-            path = Path(found_at)
+        for number, path in found:
             size = path.stat().st_size
             # Not `file_hash`, which would keep every one of them in memory.
             content = prefix_hash(path, size)
@@ -272,9 +270,18 @@ def _listed(work: Path, size: int) -> Iterator[tuple[str, int, str]]:
 
 def _forget(work: Path, kept: set[str], step: int = 0) -> None:
     """Remove the files that a state of `step` steps, whose ledger has its logs, does not name."""
-    for path in _beside(work, step):
+    for path in _beside(work):
         if str(path.relative_to(work)) not in kept:
             path.unlink()
+    for folder in LOGS:
+        if not (work / folder).is_dir():
+            continue
+        with os.scandir(work / folder) as entries:
+            for entry in entries:
+                log = _LOG.fullmatch(entry.name)
+                listed = log is not None and int(log[1]) < step
+                if not listed and f"{folder}/{entry.name}" not in kept:
+                    os.unlink(entry.path)
 
 
 def _damage(work: Path, state: Path) -> str | None:
@@ -299,13 +306,14 @@ def _damage(work: Path, state: Path) -> str | None:
 def _damaged_file(work: Path, files: Iterable[tuple[str, int, str]]) -> str | None:
     """Return what is wrong with the first file that is not as it was, None for nothing."""
     for name, size, content in files:
-        path = work / name
-        if not path.is_file():
+        path = f"{work}/{name}"  # there may be a hundred thousand: no `Path` of each
+        try:
+            with open(path, "rb") as file:
+                held = os.fstat(file.fileno()).st_size
+                found = prefix_of(file, size) if held >= size else ""
+        except OSError:
             return f"{path} is missing"
-        held = path.stat().st_size
-        if held < size or (held > size and name not in GROWING):
-            return f"{path} is damaged"
-        if prefix_hash(path, size) != content:
+        if found != content or (held > size and name not in GROWING):
             return f"{path} is damaged"
     return None
 
