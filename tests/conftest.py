@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-vllm", action="store_true", help="fail where vLLM tests would be skipped"
     )
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as a terminal gives it.
+
+    A script's background job is started with it ignored, and so are the programs that it starts:
+    they would wait for ever for the signals that tests send them.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
