@@ -84,7 +84,12 @@ class Records:
                 try:
                     row = parse_row(line[:-1], where)
                     if not isinstance(row.get("step"), int):
-                        raise UserError(where, "damaged: it names no step", "a step's row")
+                        raise UserError(
+                            where,
+                            "damaged: it names no step",
+                            "a step's row",
+                            "remove the stage's .partial folder to start the stage again",
+                        )
                 except UserError:
                     # Rates decide nothing; of the others the state has seen to every row.
                     if name != "timing":
