@@ -12,8 +12,11 @@ What goes wrong, by itself and again and again:
 
 Every step's log must hold each prompt's samples once, and `steps.jsonl` each step once. Once a
 warm-up of a fifth of the time is over, the memory of this process may grow by 5 % at most, and the
-steps a second of processor time (other work on the machine changes those of wall time) may fall by
-10 %. Prints JSON with machine, versions and commit; exit status 1 where one of this does not hold.
+rate of the steps may fall by 10 %. The rate is taken in processor time, as other work on the
+machine changes that of wall time, and against a yardstick, a fixed piece of work that a process
+beside this one does every few seconds: a shared machine's processor was seen to be twice as fast
+in one minute as in the next. Prints JSON with machine, versions and commit, and the rates of all
+three kinds; exit status 1 where one of this does not hold.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import os
 import platform
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -78,6 +82,54 @@ class Troubled(Checker):
 '''
 
 
+YARDSTICK = """
+import sys, time
+import numpy
+matrix = numpy.random.default_rng(0).standard_normal((96, 96)).astype(numpy.float32)
+for _ in sys.stdin:
+    spent = []
+    for _ in range(3):
+        began = time.process_time()
+        seen = {}
+        for number in range(60_000):
+            seen[str(number % 977)] = number
+        product = matrix
+        for _ in range(300):
+            product = numpy.tanh(product @ matrix)
+        spent.append(time.process_time() - began)
+    print(sorted(spent)[1], flush=True)
+"""
+
+
+class Yardstick:
+    """A fixed piece of work, half Python and half products, in a process of its own.
+
+    Attributes:
+        process: It; a line on its input has the work done.
+    """
+
+    def __init__(self) -> None:
+        one = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", YARDSTICK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=one,
+        )
+
+    def measure(self) -> float:
+        """Return the seconds of processor time that the work took, the median of three."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def stop(self) -> None:
+        """End."""
+        self.process.communicate()
+
+
 class EngineFailedError(RuntimeError):
     """Injected."""
 
@@ -114,7 +166,7 @@ class Faults:
         EmbeddedEngine.generate = generate  # type: ignore[method-assign]
 
 
-Point = tuple[float, int, int, int, float]
+Point = tuple[float, int, int, int, float, float]
 
 
 class Watch(threading.Thread):
@@ -122,7 +174,7 @@ class Watch(threading.Thread):
 
     Attributes:
         points: (seconds, bytes of this process, bytes of its workers, steps taken, seconds of
-            this process's processor time).
+            this process's processor time, seconds of the yardstick).
     """
 
     def __init__(self, records: Path, every_s: float) -> None:
@@ -130,6 +182,7 @@ class Watch(threading.Thread):
         self.records, self.every_s = records, every_s
         self.points: list[Point] = []
         self._size = self._steps = 0
+        self._yardstick = Yardstick()
         self._end = threading.Event()
 
     def run(self) -> None:
@@ -138,6 +191,8 @@ class Watch(threading.Thread):
         while not self._end.wait(self.every_s):
             workers = 0
             for child in process.children(recursive=True):
+                if child.pid == self._yardstick.process.pid:
+                    continue
                 try:
                     workers += child.memory_info().rss
                 except psutil.Error:
@@ -146,7 +201,8 @@ class Watch(threading.Thread):
             spent = process.cpu_times()
             resident = process.memory_info().rss
             busy = spent.user + spent.system
-            self.points.append((now, resident, workers, self._count(), busy))
+            steps = self._count()
+            self.points.append((now, resident, workers, steps, busy, self._yardstick.measure()))
 
     def _count(self) -> int:
         """Return the steps on record; the file is read from where it was left."""
@@ -165,6 +221,7 @@ class Watch(threading.Thread):
         """End."""
         self._end.set()
         self.join()
+        self._yardstick.stop()
 
 
 def configure(folder: Path) -> tuple[RunConfig, TrainConfig]:
@@ -230,7 +287,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
     points = watch.points
     tail = len(points) // 5
 
-    def memory(part: list[Point], place: int) -> float:
+    def middle(part: list[Point], place: int) -> float:
         return statistics.median(point[place] for point in part)
 
     def rates(clock: int) -> list[float]:
@@ -238,24 +295,30 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
         return [(b[3] - a[3]) / (b[clock] - a[clock]) for a, b in itertools.pairwise(ends)]
 
     # The first fifth is the warm-up: allocator, caches, compiled kernels.
+    parts = [points[n * tail : (n + 1) * tail] for n in range(1, 5)]
+    yardstick = [middle(part, 5) for part in parts]
     early, late = points[tail : 2 * tail], points[-tail:]
-    growth = memory(late, 1) / memory(early, 1) - 1.0
-    by_work = rates(4)
-    fall = 1.0 - by_work[-1] / by_work[0]
+    growth = middle(late, 1) / middle(early, 1) - 1.0
+    by_cpu = rates(4)
+    # Steps in the time that the yardstick takes.
+    by_yardstick = [rate * unit for rate, unit in zip(by_cpu, yardstick, strict=True)]
+    fall = 1.0 - by_yardstick[-1] / by_yardstick[0]
     samples = check_samples(work)
     return {
         "minutes": minutes,
         "restarts": restarts,
         "engine_failures": faults.failures,
         "rss_mib": {
-            "early": round(memory(early, 1) / 2**20, 1),
-            "late": round(memory(late, 1) / 2**20, 1),
-            "workers_early": round(memory(early, 2) / 2**20, 1),
-            "workers_late": round(memory(late, 2) / 2**20, 1),
+            "early": round(middle(early, 1) / 2**20, 1),
+            "late": round(middle(late, 1) / 2**20, 1),
+            "workers_early": round(middle(early, 2) / 2**20, 1),
+            "workers_late": round(middle(late, 2) / 2**20, 1),
         },
         "memory_growth": round(growth, 4),
         "steps_per_s_by_fifth": [round(rate, 3) for rate in rates(0)],
-        "steps_per_cpu_s_by_fifth": [round(rate, 3) for rate in by_work],
+        "steps_per_cpu_s_by_fifth": [round(rate, 3) for rate in by_cpu],
+        "yardstick_s_by_fifth": [round(unit, 5) for unit in yardstick],
+        "steps_per_yardstick_by_fifth": [round(rate, 3) for rate in by_yardstick],
         "samples": samples,
         "holds": growth <= LARGEST_GROWTH
         and fall <= LARGEST_FALL
