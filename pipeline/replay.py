@@ -25,6 +25,7 @@ from pipeline.methods import create_method
 from pipeline.methods.reward_model import Config as RewardModelConfig
 from pipeline.pairs import verified_pairs
 from pipeline.scorer import ModelScorer
+from pipeline.trainer import Trainer
 
 if TYPE_CHECKING:
     from pipeline.rollout import Rollouts
@@ -48,8 +49,6 @@ class Replay:
         self, run: RunConfig, config: TrainConfig, rollouts: Rollouts, scorer: ModelScorer
     ) -> None:
         """Build the trainer."""
-        from pipeline.train import Trainer
-
         reward = config.reward
         self.run, self.reward, self.rollouts = run, reward, rollouts
         self.model: Any = scorer.model.requires_grad_(True)

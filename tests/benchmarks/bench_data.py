@@ -463,7 +463,7 @@ def measure_training(folder: Path) -> dict:
     from pipeline.fixed import Rows
     from pipeline.methods import create_method
     from pipeline.model import load_tokenizer
-    from pipeline.train import build_trainer
+    from pipeline.trainer import build_trainer
 
     run = load_run(ROOT / "pipeline" / "configs" / "cpu.toml")
     assert run.data is not None

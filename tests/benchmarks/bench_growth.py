@@ -259,7 +259,7 @@ class Pipeline:
         from pipeline.methods import create_method
         from pipeline.model import load_tokenizer
         from pipeline.reward import RewardConfig, RewardMaker
-        from pipeline.train import build_trainer
+        from pipeline.trainer import build_trainer
         from pipeline.verify import open_pool
 
         self.run, self.folder, self.config = run, folder, run.train[1]

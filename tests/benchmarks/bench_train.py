@@ -244,10 +244,12 @@ class Gate:
 def work_ours(folder: Path, kind: str) -> None:
     """Train by the pipeline's loop."""
     gate = Gate()
-    from pipeline import train as loop
+    from pipeline.records import Records
+    from pipeline.train import train
+    from pipeline.trainer import Trainer
 
     run, config = stage_of(folder, kind)
-    update, write = loop.Trainer.update, loop.Records.write
+    update, write = Trainer.update, Records.write
 
     def counted(trainer: Any, sequences: list[Any], *rest: Any) -> Any:
         gate.begins()
@@ -268,8 +270,8 @@ def work_ours(folder: Path, kind: str) -> None:
             gate.curve.append(-figures["objective"])
         gate.step()
 
-    loop.Trainer.update, loop.Records.write = counted, written  # type: ignore[method-assign]
-    loop.train(run, config)
+    Trainer.update, Records.write = counted, written  # type: ignore[method-assign]
+    train(run, config)
 
 
 def work_theirs(folder: Path, kind: str, variant: str) -> None:
@@ -507,7 +509,7 @@ def profile_sft(work: Path, name: str, threads: int) -> dict[str, Any]:
     from pipeline.fixed import Rows
     from pipeline.methods import create_method
     from pipeline.model import load_tokenizer
-    from pipeline.train import Trainer, build_trainer
+    from pipeline.trainer import Trainer, build_trainer
 
     torch.set_num_threads(threads)
     run, config = stage_of(work / name, "sft")

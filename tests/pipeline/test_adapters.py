@@ -25,7 +25,7 @@ from pipeline.model import load_model, load_tokenizer, save_checkpoint
 from pipeline.policy import logprobs_of
 from pipeline.scorer import ModelScorer
 from pipeline.state import Part
-from pipeline.train import Trainer
+from pipeline.trainer import Trainer
 
 from .small_run import small_run
 

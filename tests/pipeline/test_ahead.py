@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import pipeline.train as train_module
 from data_prep.build import build
 from data_prep.config import validate
 from data_prep.errors import UserError
@@ -18,6 +17,7 @@ from pipeline.ahead import Ahead
 from pipeline.batch import Sequence
 from pipeline.config import TrainConfig
 from pipeline.train import train
+from pipeline.trainer import Trainer
 
 from .small_run import small_run
 
@@ -174,7 +174,7 @@ def test_a_killed_stage_ends_with_the_same_bits(run, base, tmp_path, monkeypatch
     logs = {p.name: p.read_bytes() for p in (folder / "rollouts").iterdir()}
     shutil.rmtree(folder)
 
-    update = train_module.Trainer.update
+    update = Trainer.update
 
     def failing(self, sequences, step, total, place=None):
         if step == at:
@@ -182,7 +182,7 @@ def test_a_killed_stage_ends_with_the_same_bits(run, base, tmp_path, monkeypatch
         return update(self, sequences, step, total, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.Trainer, "update", failing)
+        patch.setattr(Trainer, "update", failing)
         with pytest.raises(Killed):
             train(run, config)
     folder = train(run, config)

@@ -24,7 +24,7 @@ from pipeline.engines.embedded import EmbeddedEngine
 from pipeline.methods import create_method
 from pipeline.model import load_model
 from pipeline.pairs import verified_pairs
-from pipeline.train import Trainer
+from pipeline.trainer import Trainer
 
 from .small_run import small_run
 

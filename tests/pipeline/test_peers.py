@@ -1,6 +1,6 @@
 """TRL's and transformers' losses against ours, on the same model and the same sequences.
 
-The gradient is taken in all parameters by `pipeline.train.Trainer` here and by the trainer of TRL
+The gradient is taken in all parameters by `pipeline.trainer.Trainer` here and by the trainer of TRL
 there. In float64 they agree to 1e-9 of its norm for SFT, DPO with and without length
 normalisation, Bradley–Terry, GRPO with k3, DAPO, Dr. GRPO, CISPO, GSPO, PPO's policy term with its
 dual clip and entropy bonus, process-supervised GRPO, REINFORCE, Online RFT, and RLOO at its first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import train as loop
+from pipeline import trainer as trainer_module
 from pipeline.batch import Sequence
 from pipeline.config import TrainConfig
 from pipeline.methods import create_method
@@ -28,17 +28,17 @@ def trained(checkpoint, tmp_path, monkeypatch, *, places: bool, updates: int = 1
     """Return the weights after two epochs, and how often the reference was run."""
     config = TrainConfig(name="x", method={"kind": "dpo", "updates": updates})
     reference = load_model(checkpoint).requires_grad_(False)
-    trainer = loop.Trainer(
+    trainer = trainer_module.Trainer(
         small_run(tmp_path), config, create_method(config.method), load_model(checkpoint), reference
     )
-    asked, own = [], loop.hidden_states
+    asked, own = [], trainer_module.hidden_states
 
     def counted(backbone, *rest):
         asked.append(backbone is reference.base_model)
         return own(backbone, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "hidden_states", counted)
+        patch.setattr(trainer_module, "hidden_states", counted)
         for step in range(4):
             place = step % 2
             trainer.update(batches()[place], step, 4, place if places else None)

@@ -41,7 +41,7 @@ from pipeline.segment_reward import (
     segment_rewards,
     standardised,
 )
-from pipeline.train import Trainer
+from pipeline.trainer import Trainer
 from verifiers import Outcome, Verdict
 
 from .small_run import small_run

@@ -22,7 +22,8 @@ from pipeline.methods import create_method
 from pipeline.model import load_model
 from pipeline.policy import logprobs_of
 from pipeline.steps import groups_of, main, write_step
-from pipeline.train import Trainer, train
+from pipeline.train import train
+from pipeline.trainer import Trainer
 
 from .small_run import small_run
 

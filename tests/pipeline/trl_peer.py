@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.batch import Sequence
 from pipeline.config import RunConfig, SamplingConfig, TrainConfig
 from pipeline.methods import create_method
-from pipeline.train import Trainer
+from pipeline.trainer import Trainer
 
 NAMES = ("SFT", "DPO", "GRPO", "RLOO", "Reward")
 

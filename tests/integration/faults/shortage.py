@@ -111,11 +111,11 @@ def memory(trial: Trial, times: int) -> dict[str, Any]:
         bytearray(1 << 62)
 
     faults = [
-        fails("pipeline.train", "Trainer", "update", 3, by_torch),
-        fails("pipeline.train", "Trainer", "update", 7, by_python),
+        fails("pipeline.trainer", "Trainer", "update", 3, by_torch),
+        fails("pipeline.trainer", "Trainer", "update", 7, by_python),
         fails("pipeline.engines.embedded", "EmbeddedEngine", "generate", 2, by_torch),
         fails("verifiers.pool", "VerifierPool", "verify_many", 2, by_python),
-        fails("pipeline.train", "Trainer", "update", 6, by_torch),
+        fails("pipeline.trainer", "Trainer", "update", 6, by_torch),
         fails("pipeline.rollout", "Rollouts", "draw", 3, by_torch),
         fails("pipeline.engines.embedded", "EmbeddedEngine", "generate", 16, by_python),
     ][:times]
