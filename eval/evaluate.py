@@ -110,7 +110,10 @@ class _LazyEngine:
     def _create(self) -> Engine:
         cluster = self._job.cluster
         if cluster is not None and spreads(self._job.engine, cluster):
-            return ClusterEngine(cluster, partial(_LazyEngine, replace(self._job, cluster=None)))
+            # Settled here: what the workers compute with is what the plan says.
+            engine = self._job.engine.settled(self._job.model)
+            job = replace(self._job, engine=engine, cluster=None)
+            return ClusterEngine(cluster, partial(_LazyEngine, job))
         engine = create_engine(self._job.engine, self._job.model)
         config = self._job.config
         if not config.tool_rounds:
@@ -155,7 +158,7 @@ def evaluate(job: Job) -> Path:
             "stop": list(profile.stop),
             "tool_rounds": job.config.tool_rounds,
             "sandbox": sandbox_of(job.config).model_dump() if job.config.tool_rounds else {},
-            "engine": job.engine.deciding(),
+            "engine": job.engine.deciding(job.model),
             "n": job.config.n,
             "temperature": job.config.temperature,
             "top_p": job.config.top_p,

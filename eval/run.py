@@ -157,7 +157,7 @@ def job_of_model(
 ) -> Job:
     """Return the job of one model: a folder, a hub id, or a name at the engine's endpoint."""
     if engine.takes == "messages":
-        served = f"{model} by {fingerprint(engine.deciding())}"
+        served = f"{model} by {fingerprint(engine.deciding(model))}"
         label = folder_name(name or Path(model).name, "--name")
         return Job(label, Path(model), served, config, engine, seed, _suites(config, Path()), out)
     folder, identity = fetch_model(model)

@@ -83,7 +83,7 @@ def write_card(
         _figures(rows),
         _warnings(records / "warnings.jsonl"),
         "## Configuration",
-        _config(run, config),
+        _config(folder, run, config),
         "## Made with",
         _table({"seed": run.seed, **versions()}),
         "Licence: "
@@ -208,11 +208,11 @@ def _warnings(path: Path) -> str:
     return "\n".join(["Warnings while training:", "", *items])
 
 
-def _config(run: RunConfig, config: TrainConfig) -> str:
+def _config(folder: Path, run: RunConfig, config: TrainConfig) -> str:
     table = {
         "train": [config.model_dump(mode="json", exclude_none=True)],
         "sampling": run.sampling.model_dump(mode="json"),
-        "engine": run.engine.deciding(),
+        "engine": run.engine.deciding(folder),
         "verify": run.verify.model_dump(mode="json"),
     }
     return f"```toml\n{tomli_w.dumps(table)}```"

@@ -98,7 +98,7 @@ def engine_of(config: Any, model: str | Path, cluster: ClusterConfig | None) -> 
         return create_engine(config, model)
     assert cluster is not None  # noqa: S101 - it spreads
     # Settled here: workers on other machines compute as this one would, or say that they cannot.
-    return ClusterEngine(cluster, partial(create_engine, config.settled(), model))
+    return ClusterEngine(cluster, partial(create_engine, config.settled(model), model))
 
 
 def spreads(config: Any, cluster: ClusterConfig | None) -> bool:

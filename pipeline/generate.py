@@ -134,7 +134,7 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
         inputs["model"] = model
     settings = {
         "generate": config.model_dump(mode="json"),
-        "engine": run.engine.deciding(),
+        "engine": run.engine.deciding(model),
         "sampling": run.sampling.model_dump(mode="json"),
         "model": str(config.model),
         "seed": run.seed,

@@ -267,7 +267,7 @@ def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str
         settings["sampling"] = run.sampling.model_dump(mode="json")
     solves = method.source == "samples" and config.validate_every > 0
     if method.source == "policy" or solves:
-        settings["engine"] = run.engine.deciding()
+        settings["engine"] = run.engine.deciding(init_of(run, config))
         settings["verify"] = run.verify.model_dump(mode="json", exclude={"workers"})
     return settings
 

@@ -53,13 +53,22 @@ class EngineConfig(PluginConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
-    def settled(self) -> EngineConfig:
-        """Return these settings with nothing left to the machine that changes a sample's bits."""
+    def settled(self, model: str | Path) -> EngineConfig:
+        """Return these settings with nothing left open that changes a sample's bits.
+
+        Args:
+            model: The folder or hub id whose weights sample.
+        """
+        del model
         return self
 
-    def deciding(self) -> dict[str, Any]:
-        """Return the settings that decide the samples, for a stage's plan."""
-        return self.settled().model_dump(mode="json", exclude=set(self.incidental))
+    def deciding(self, model: str | Path) -> dict[str, Any]:
+        """Return the settings that decide the samples, for a stage's plan.
+
+        Args:
+            model: The folder or hub id whose weights sample.
+        """
+        return self.settled(model).model_dump(mode="json", exclude=set(self.incidental))
 
 
 class Sampling(Config):

@@ -34,7 +34,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.engines import EngineConfig, Group, Prompt, Sampling
 from pipeline.engines._compiled import STEPS, CompiledSession
-from pipeline.engines._decoder import ARCHITECTURES, PACK_BYTES, Decoder, Unwritten
+from pipeline.engines._decoder import ARCHITECTURES, PACK_BYTES, Decoder, Unwritten, packs
 from pipeline.engines._forward import ForwardDecoder
 from pipeline.engines._graphs import StepGraphs, coarse
 from pipeline.engines._library import Unbuilt, library_for
@@ -68,17 +68,18 @@ class Config(EngineConfig):
     compiled: bool | None = None
     trust_remote_code: bool = False
 
-    def settled(self) -> Config:
-        """Return these settings with `compiled` as it is on this machine.
+    def settled(self, model: str | Path) -> Config:
+        """Return these settings with `compiled` as it is for a model on this machine.
 
         Raises:
             UserError: It is asked for and cannot be had.
         """
-        return self.model_copy(update={"compiled": self.library() is not None})
+        is_compiled = self.library() is not None and packs(model, self.trust_remote_code)
+        return self.model_copy(update={"compiled": is_compiled})
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self, model: str | Path) -> dict[str, Any]:
         """Return the settings that decide the samples, for a stage's plan."""
-        settings = super().deciding()
+        settings = super().deciding(model)
         if not settings["compiled"]:
             del settings["compiled"]  # samples that were drawn before there was this key stay good
         return settings

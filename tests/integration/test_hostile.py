@@ -201,7 +201,7 @@ def test_one_key_of_a_run_allows_it_for_trainer_and_engine():
         asked = {**table, "model": {"path": "someone/model", "trust_remote_code": True}}
         run = validate(RunConfig, {**asked, "engine": {"kind": kind}}, "x")
         assert run.engine.trust_remote_code
-        assert "trust_remote_code" not in run.engine.deciding()
+        assert "trust_remote_code" not in run.engine.deciding(model)
         again = validate(RunConfig, json.loads(run.model_dump_json()), "x")
         assert again.engine.trust_remote_code
 

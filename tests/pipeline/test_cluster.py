@@ -10,15 +10,19 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+import eval.evaluate
+import pipeline.cluster
 from data_prep.build import build
 from data_prep.cluster import Cluster, ClusterConfig
 from data_prep.errors import UserError
 from data_prep.run_folder import VOLATILE
 from pipeline.config import load_run
+from pipeline.engines.embedded import Config as EmbeddedConfig
 from pipeline.generate import generate
 from pipeline.verify import verify
 
@@ -158,3 +162,21 @@ def test_a_missing_ray_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[ray\]'"):
         Cluster(ClusterConfig(), squares)
+
+
+@pytest.mark.parametrize("most", [1 << 30, 1000])
+def test_workers_compute_with_what_the_plan_says(checkpoint, monkeypatch, most):
+    """Left open, each worker would take what its own machine has."""
+    monkeypatch.setattr("pipeline.engines._decoder.PACK_BYTES", most)
+    made = []
+    for module in (pipeline.cluster, eval.evaluate):
+        monkeypatch.setattr(module, "ClusterEngine", lambda _, make: made.append(make))
+    config, cluster = EmbeddedConfig(), ClusterConfig(workers=2)
+    pipeline.cluster.engine_of(config, checkpoint, cluster)
+    job = eval.evaluate.Job(
+        "x", checkpoint, "", SimpleNamespace(tool_rounds=0), config, 0, (), checkpoint, cluster
+    )
+    eval.evaluate._LazyEngine(job).spread()
+    expected = config.deciding(checkpoint).get("compiled", False)
+    assert [made[0].args[0].compiled, made[1].args[0].engine.compiled] == [expected, expected]
+    assert most > 1000 or not expected

@@ -258,21 +258,77 @@ def test_a_folder_that_cannot_be_made_is_no_error(workshop):
         _library._load()
 
 
-def test_a_plan_says_which_way_it_was(workshop, monkeypatch):
+def test_a_plan_says_which_way_it_was(workshop, checkpoint, monkeypatch):
     """Samples of the two ways differ in their last bits, so neither goes on with the other's."""
-    assert Config().settled().compiled is True
-    assert Config().deciding()["compiled"] is True
-    assert "compiled" not in Config(compiled=False).deciding()
-    assert "compiled" not in Config(dtype="bfloat16").deciding()
+    assert Config().settled(checkpoint).compiled is True
+    assert Config().deciding(checkpoint)["compiled"] is True
+    assert "compiled" not in Config(compiled=False).deciding(checkpoint)
+    assert "compiled" not in Config(dtype="bfloat16").deciding(checkpoint)
     for changed in ({"dtype": "bfloat16"}, {"device": "cuda"}):
         with pytest.raises(UserError, match=r"engine\.compiled = true: .*float32 on a CPU"):
-            Config(compiled=True, **changed).settled()
+            Config(compiled=True, **changed).settled(checkpoint)
     _library._library_or_reason.cache_clear()
     monkeypatch.setenv("PATH", "")
-    assert Config().settled().compiled is False
-    assert "compiled" not in Config().deciding()
+    assert Config().settled(checkpoint).compiled is False
+    assert "compiled" not in Config().deciding(checkpoint)
     with pytest.raises(UserError, match=r"no C\+\+ compiler is on the path"):
-        Config(compiled=True).settled()
+        Config(compiled=True).settled(checkpoint)
+
+
+# What the compiled code takes, and what it leaves to torch: by family, and keys of `config.json`.
+CONFIGURATIONS = [
+    ("qwen2", {}, True),
+    ("llama", {}, True),
+    ("qwen3", {"head_dim": 16}, True),
+    ("llama", {"attention_bias": True}, False),
+    ("llama", {"mlp_bias": True}, False),
+    ("qwen3", {"hidden_act": "gelu"}, False),
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, False),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2, "rope_theta": 1e4}}, False),
+    ("mistral", {}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "keys", "expected"), CONFIGURATIONS)
+@pytest.mark.parametrize("asked", [None, True])
+@pytest.mark.filterwarnings("ignore:.*is not written for the embedded engine")
+def test_a_plan_says_what_computes_whatever_was_asked_for(
+    tmp_path, checkpoint, library, family, keys, expected, asked
+):
+    """The plan knows the model's configuration alone; the engine is made from its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {
+        "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    }  # fmt: skip
+    folder = shutil.copytree(checkpoint, tmp_path / "m")
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape, **keys))
+    model.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    aside, state = weights.rename(tmp_path / "aside"), torch.get_rng_state()
+    config = Config(compiled=asked)
+    plan = config.deciding(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    aside.rename(weights)
+    assert plan.get("compiled", False) is expected
+    assert config.settled(folder).compiled is expected
+    decoder = create(config, folder).decoder
+    assert (getattr(decoder, "compiled", None) is not None) is expected
+
+
+def test_a_plan_says_that_torch_computes_with_large_weights(checkpoint, library, monkeypatch):
+    size = sum(m.plain.nbytes for m in create(Config(), checkpoint).decoder._matrices())
+    for most, expected in ((size, True), (size - 1, False)):
+        monkeypatch.setattr("pipeline.engines._decoder.PACK_BYTES", most)
+        assert Config().deciding(checkpoint).get("compiled", False) is expected
+        assert (create(Config(), checkpoint).decoder.compiled is not None) is expected
+
+
+def test_a_model_that_is_not_there_is_refused_where_it_is_loaded(tmp_path, library):
+    assert Config().settled(tmp_path / "none").compiled is True
+    with pytest.raises(UserError, match="cannot be loaded"):
+        create(Config(), tmp_path / "none")
 
 
 def test_the_doctor_says_whether_there_is_a_compiler(workshop, monkeypatch):

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -18,14 +19,18 @@ from data_prep.formatting import load_formatter
 from data_prep.jsonl import read_rows, write_rows
 from data_prep.judged import tokenise_judged, write_judged
 from data_prep.plugins import plugin_names
+from data_prep.run_folder import read_manifest
 from data_prep.schema import LabelledSteps, Preference
 from pipeline import generate as generate_module
 from pipeline import rollout as rollout_module
 from pipeline import train as train_module
 from pipeline.config import RunConfig, SamplingConfig, TrainConfig
+from pipeline.engines._library import Unbuilt, library_for
 from pipeline.fixed import read_log
 from pipeline.generate import generate
+from pipeline.methods import create_method
 from pipeline.model import load_model, load_tokenizer
+from pipeline.plan import settings_of
 from pipeline.samples import read_samples
 from pipeline.state import Part, load_state
 from pipeline.train import train
@@ -388,6 +393,24 @@ def test_generation_repeats_nothing_that_was_completed(run, monkeypatch):
     generate(run, run.generate)
     assert calls == [4, 4, 2, 2]
     assert {p.name: p.read_bytes() for p in (out / "generate").glob("*.jsonl")} == expected
+
+
+def test_plans_say_what_samples_their_models(run, monkeypatch):
+    """Compiled code where it runs; torch where the weights are more than that takes."""
+    try:
+        library_for(torch.device("cpu"), torch.float32)
+    except Unbuilt as reason:
+        pytest.skip(f"nothing is compiled here: {reason}")
+    assert run.generate is not None
+
+    def plans() -> list[dict]:
+        grpo = stage(run, "grpo")
+        settings = settings_of(run, grpo, create_method(grpo.method))
+        return [read_manifest(generate(run, run.generate))["plan"]["config"], settings]
+
+    assert [plan["engine"]["compiled"] for plan in plans()] == [True, True]
+    monkeypatch.setattr("pipeline.engines._decoder.PACK_BYTES", 1000)
+    assert ["compiled" in plan["engine"] for plan in plans()] == [False, False]
 
 
 def test_the_sample_log_holds_what_it_promises(run):
