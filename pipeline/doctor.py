@@ -387,8 +387,8 @@ def _mismatch(package: str, torch: Torch) -> str:
 
 def check_machine() -> Check:
     """Tell cores and memory."""
-    from pipeline.forecast import GIB, size_text
-    from pipeline.machine import this_machine
+    from pipeline.forecast import size_text
+    from pipeline.machine import GIB, this_machine
 
     found = this_machine(".")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.kernels import product
 
+MIB, GIB = 2**20, 2**30
 WIDEST = 1024
 # Where the kernel says how much memory a container may use: control groups of version 2 and 1.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

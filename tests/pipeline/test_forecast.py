@@ -18,10 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.config import dump_toml
 from data_prep.errors import UserError
 from pipeline.config import load_run
+from pipeline.estimate import Forecast
+from pipeline.estimate_training import SHARDING
 from pipeline.forecast import (
-    GIB,
-    SHARDING,
-    Forecast,
     count_text,
     forecast,
     refuse_what_cannot_fit,
@@ -30,7 +29,7 @@ from pipeline.forecast import (
     time_text,
 )
 from pipeline.lengths import lengths_of, vocabulary_of
-from pipeline.machine import Machine, this_machine
+from pipeline.machine import GIB, Machine, this_machine
 from pipeline.ranks import Launch, launch_of
 from pipeline.run import main, resolve
 from pipeline.shape import shape_of_config, shape_of_model
