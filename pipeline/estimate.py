@@ -29,11 +29,11 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.engines._decoder import PACK_BYTES, PREFILL_TOKENS
+from pipeline.launch import Launch
 from pipeline.lengths import Lengths, vocabulary_of
 from pipeline.machine import GIB, MIB, this_machine
 from pipeline.methods import create_method
 from pipeline.model import pick_device, torch_dtype
-from pipeline.ranks import Launch
 from pipeline.shape import Shape, shape_of_config, shape_of_model
 
 # Measured: a training process after its first step on a model of nothing; others load less.

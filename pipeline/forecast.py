@@ -16,9 +16,9 @@ from data_prep.errors import UserError
 from pipeline.config import RunConfig
 from pipeline.estimate import Book, Forecast, device_of
 from pipeline.estimate_training import forecast_training
+from pipeline.launch import Launch, launched
 from pipeline.lengths import Lengths, lengths_of
 from pipeline.machine import GIB, MIB, Machine, product_rate, this_machine
-from pipeline.ranks import Launch, launched
 
 
 def forecast(

@@ -27,10 +27,10 @@ from data_prep.errors import UserError, command, go_on
 from data_prep.files import writing
 from pipeline.config import RunConfig, load_run
 from pipeline.forecast import announce
+from pipeline.launch import launch_of
 from pipeline.methods import create_method
 from pipeline.plan import models_of
 from pipeline.preflight import preflight
-from pipeline.ranks import launch_of
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 

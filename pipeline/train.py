@@ -36,6 +36,7 @@ from pipeline.coefficients import write_coefficients
 from pipeline.config import RunConfig, TrainConfig, load_run
 from pipeline.forecast import announce
 from pipeline.generate import profile_of
+from pipeline.launch import meet, open_ranks
 from pipeline.methods import Method, create_method
 from pipeline.model import load_tokenizer, pick_device, save_checkpoint
 from pipeline.monitor import Monitor
@@ -50,7 +51,7 @@ from pipeline.plan import (
     truncated_sampling,
 )
 from pipeline.publish import check_token, publish
-from pipeline.ranks import Ranks, meet, open_ranks
+from pipeline.ranks import Ranks
 from pipeline.records import Records
 from pipeline.replay import Replay
 from pipeline.source import Data, open_data

@@ -28,9 +28,9 @@ from pipeline.forecast import (
     table,
     time_text,
 )
+from pipeline.launch import Launch, launch_of
 from pipeline.lengths import lengths_of, vocabulary_of
 from pipeline.machine import GIB, Machine, this_machine
-from pipeline.ranks import Launch, launch_of
 from pipeline.run import main, resolve
 from pipeline.shape import shape_of_config, shape_of_model
 

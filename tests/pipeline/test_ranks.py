@@ -22,7 +22,8 @@ from data_prep.jsonl import read_rows
 from pipeline.batch import Sequence
 from pipeline.config import load_run
 from pipeline.generate import generate
-from pipeline.ranks import ALONE, balanced, open_ranks
+from pipeline.launch import open_ranks
+from pipeline.ranks import ALONE, balanced
 from pipeline.train import train
 from pipeline.verify import verify
 
