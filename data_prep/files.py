@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-# A line a finished file: its name within the folder, and the SHA-256 of its content.
+# A line a finished file: its name within the folder, the SHA-256 of its content, and a check of
+# both, so that a damaged name is not taken for that of a file that has been lost.
 JOURNAL = "written.jsonl"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 # Hashes that this process has computed, by what changes when a file does. A change right after
@@ -130,7 +131,9 @@ class Journal:
         for line in [] if self._is_new else self.path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                self._known[str(row["name"])] = str(row["sha256"])
+                name, found = str(row["name"]), str(row["sha256"])
+                if row["check"] == _check(name, found):
+                    self._known[name] = found
             except (ValueError, KeyError, TypeError):
                 continue
 
@@ -184,7 +187,8 @@ class Journal:
 
     def _append(self, name: str, found: str) -> None:
         self._known[name] = found
-        line = json.dumps({"name": name, "sha256": found}, ensure_ascii=False)
+        row = {"name": name, "sha256": found, "check": _check(name, found)}
+        line = json.dumps(row, ensure_ascii=False)
         with disk_errors(self.path), self.path.open("ab+") as file:
             # A line that a kill cut off must not run into this one.
             file.seek(0, os.SEEK_END)
@@ -195,3 +199,7 @@ class Journal:
             file.write(f"{line}\n".encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def _check(name: str, found: str) -> str:
+    return hashlib.sha256(f"{name}\n{found}".encode()).hexdigest()[:16]
