@@ -17,6 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,16 @@ from data_prep.errors import UserError
 from pipeline.ranks import ALONE, FAILED, TIMEOUT, Ranks
 
 Parallel = Literal["auto", "ddp", "fsdp2"]
+
+# What MPI's launchers (Open MPI, MPICH, Intel's) and accelerate call the processes of all
+# machines, those of one, and the machines.
+NAMES = {
+    "n": "num-processes",
+    "np": "num-processes",
+    "npernode": "nproc-per-node",
+    "ppn": "nproc-per-node",
+    "num-machines": "nnodes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +72,15 @@ def launch_of(words: Sequence[str]) -> Launch:
     """Return what a launcher's command line asks for, as far as it says.
 
     Args:
-        words: Such as "torchrun", "--nproc-per-node", "8"; empty for one process.
+        words: Such as "torchrun", "--nproc-per-node", "8"; empty for one process. Where one
+            launcher starts another, as "mpirun … torchrun …", the last starts what trains.
     """
+    inner = [at for at, word in enumerate(words) if Path(word).name in ("torchrun", "accelerate")]
+    words = words[inner[-1] :] if inner else words
     found: dict[str, int] = {}
     for word, following in pairwise([*words, ""]):
         name, given, value = word.lstrip("-").replace("_", "-").partition("=")
-        name = {"n": "nnodes", "num-machines": "nnodes"}.get(name, name)
+        name = NAMES.get(name, name)
         text = value if given else following
         # Of a range of machines the fewest: with them each process holds most.
         text = text.partition(":")[0] if name == "nnodes" else text
@@ -76,9 +90,10 @@ def launch_of(words: Sequence[str]) -> Launch:
         elif word.startswith("-") and text.isdecimal():
             found[name] = int(text)
     nodes = max(1, found.get("nnodes", 1))
-    if "num-processes" in found:  # accelerate counts those of all machines
+    if "num-processes" in found:
         count = found["num-processes"]
-        return Launch(count, max(1, count // nodes), False)
+        here = found.get("nproc-per-node", count // nodes)
+        return Launch(count, max(1, min(here, count)), False)
     here = found.get("nproc-per-node", 1)
     return Launch(nodes * here, here, False)
 

@@ -180,6 +180,10 @@ def test_keys_move_the_parts_that_they_are_said_to_move(tmp_path):
         ("torchrun --nnodes 2:4 --nproc-per-node 8", 16, 8),
         ("accelerate launch --num_processes 24 --num_machines 3", 24, 8),
         ("accelerate launch --cpu --num_processes=2", 2, 2),
+        ("mpirun -n 4", 4, 4),
+        ("/opt/mpi/bin/mpirun -np 16 --npernode 8 --bind-to core", 16, 8),
+        ("mpiexec -n 16 -ppn 4 -f hosts", 16, 4),
+        ("mpirun -n 3 -ppn 1 torchrun --nnodes=3 --nproc-per-node=8", 24, 8),
     ],
 )
 def test_a_launcher_says_how_many_processes_there_will_be(monkeypatch, words, count, here):
@@ -299,6 +303,13 @@ def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path, capsys):
         main(["--config", str(path), "--dry-run"])
     main(["--config", str(path), "--dry-run", "--no-forecast"])
     assert "width = 65536" in capsys.readouterr().out
+
+
+def test_what_a_launcher_will_start_is_forecast(tmp_path, capsys):
+    main(["--config", str(write_small(tmp_path)), "--dry-run", "--launch", "mpirun -n 4"])
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().err.splitlines())
+    assert all(rows[stage].startswith("4 × ") for stage in ("sft", "rft", "dpo", "grpo"))
+    assert not rows["generate"].startswith("4 × ")
 
 
 def test_numbers_are_written_for_people():
