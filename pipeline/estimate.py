@@ -21,6 +21,7 @@ Both say minutes or hours, not seconds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.engines._decoder import PACK_BYTES, PREFILL_TOKENS
+from pipeline.engines._rows import Size, fitting_size
 from pipeline.launch import Launch
 from pipeline.lengths import Lengths, vocabulary_of
 from pipeline.machine import GIB, MIB, this_machine
@@ -192,18 +194,20 @@ class Book:
             return {}, {}
         if not self.on_gpu and b == 4 and weights <= PACK_BYTES:
             weights *= 2
-        row = shape.cache * b * length
-        slots = min(
-            max(min(engine.slots, int(engine.memory_gib * GIB / max(1.0, row))), n), n * prompts
-        )
-        blocks = min(2 * max(1, slots // n), prompts)
-        cache = 1.5 * (slots * row + blocks * shape.cache * b * self.lengths.prompt)
-        prefill = min(PREFILL_TOKENS, blocks * self.lengths.prompt)
+
+        def cached(size: Size) -> int:
+            tokens = size.rows * size.completion + size.blocks * size.prompt
+            return shape.cache * b * tokens
+
+        prompt = math.ceil(self.lengths.prompt)
+        most = engine.memory_gib * GIB
+        size = fitting_size(engine.slots, n, prompts, prompt, math.ceil(length), cached, most)
+        prefill = min(PREFILL_TOKENS, size.blocks * size.prompt)
         wide = 3 * shape.feed_forward + 4 * shape.width + shape.queries + 2 * shape.keys
-        logits = 3 * slots * shape.vocabulary * 4
+        logits = 3 * size.rows * shape.vocabulary * 4
         return {
             "engine": weights,
-            "keys and values": round(cache),
+            "keys and values": round(1.5 * cached(size)),
             "sampling": round(prefill * wide * b + logits),
         }, {
             "engine": "take a smaller model",

@@ -2,7 +2,8 @@
 
 A *block* is the prompt of one group, a *row* one sample; a row has a block and in it a lane. Rows
 are kept dense: the running ones are always the first, so that every step works on views, and
-fill the first lanes of their block. Everything is allocated once and grows by doubling.
+fill the first lanes of their block. Prompts have room for the longest from the beginning;
+completions grow, each time about twofold, to what the longest can need.
 
     prompt      [layers, 2, blocks, kv heads, prompt positions, head dim]
     completion  [layers, 2, rows, kv heads, completion positions, head dim]
@@ -55,6 +56,20 @@ class Store:
         """Return how many numbers are held under a name."""
         return len(self._held.get(name, ()))
 
+    def prepare(self, **need: int) -> None:
+        """Forget what would make a batch hold more than it needs and than the last one held.
+
+        Args:
+            **need: The most numbers that will be asked for, by name.
+        """
+        for name, count in need.items():
+            # What grows a little would for a moment be held twice.
+            if count < 2 * self.size(name) < 2 * count:
+                del self._held[name]
+        both = sum(max(count, self.size(name)) for name, count in need.items())
+        if both > max(sum(need.values()), sum(map(self.size, need))):
+            self.clear()
+
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return memory of this shape, and of the dtype and on the device of `like`.
 
@@ -63,6 +78,7 @@ class Store:
         """
         size = math.prod(shape)
         if self.size(name) < size:
+            self._held.pop(name, None)  # before there is more
             self._held[name] = like.new_zeros(size)
         return self._held[name][:size].view(shape)
 
@@ -83,6 +99,8 @@ class Cache:
         fewest_lanes: Lanes that a step has at least, where there are as many.
         rows: Samples that run side by side.
         blocks: Prompts that run side by side.
+        prompt: Tokens of the longest prompt.
+        completion: Most tokens of a completion.
         dtype: Of keys and values.
         device: Where they live.
     """
@@ -97,17 +115,22 @@ class Cache:
         fewest_lanes: int,
         rows: int,
         blocks: int,
+        prompt: int,
+        completion: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Allocate for short prompts and completions."""
+        """Allocate for the prompts, and for short completions."""
         self.lanes, self.fewest_lanes, self.kv_heads = lanes, fewest_lanes, kv_heads
         self._moved = False
         self.shape = (layers, 2, kv_heads, head_dim)
         self.store, self.dtype, self.device = store, dtype, device
         self.rows_capacity, self.blocks_capacity = rows, blocks
-        self.prompt = self._new("prompt", blocks)
-        self.completion = self._new("completion", rows)
+        widest, self.widest = rounded(prompt), rounded(completion)
+        numbers = layers * 2 * kv_heads * head_dim
+        store.prepare(prompt=numbers * blocks * widest, completion=numbers * rows * self.widest)
+        self.prompt = self._new("prompt", blocks, widest)
+        self.completion = self._new("completion", rows, self._growth(1))
         # What is added to scores: 0 at positions that are there, −inf elsewhere.
         self.prompt_mask = self._mask(blocks, self.prompt.shape[4])
         self.completion_mask = self._mask(rows, self.completion.shape[4])
@@ -124,7 +147,17 @@ class Cache:
         self.occupant = torch.zeros(blocks * kv_heads * lanes, dtype=torch.int64, device=device)
         self._set_base()
 
-    def _new(self, name: str, count: int, positions: int = 4 * ROUND) -> Tensor:
+    def _growth(self, positions: int) -> int:
+        """Return the size to grow to for so many positions: the widest, halved while they fit.
+
+        So the last growth too holds at most half as much again beside what it makes.
+        """
+        width = max(self.widest, rounded(positions))
+        while rounded(width // 2) >= max(positions, 4 * ROUND):
+            width = rounded(width // 2)
+        return width
+
+    def _new(self, name: str, count: int, positions: int) -> Tensor:
         """Return memory for at least so many positions: for all that the store has room."""
         layers, two, kv_heads, head_dim = self.shape
         fits = self.store.size(name) // (layers * two * count * kv_heads * head_dim)
@@ -238,7 +271,7 @@ class Cache:
         held, positions = self.completion_mask.shape[1], tokens + 1
         if positions <= held:
             return
-        width = rounded(max(positions, 2 * held))
+        width = self._growth(positions)
         self.completion, self.completion_mask = self._wider("completion", width)
         self._set_base()
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pipeline.engines._rows import ALIVE, BUDGET, COUNT, Rows
+from pipeline.engines._rows import ALIVE, BUDGET, COUNT, Rows, Size
 
 if TYPE_CHECKING:
     from pipeline.engines._decoder import Decoder
@@ -159,10 +159,19 @@ class Compiled:
             for name, values in weights.items():
                 setattr(self._layers[index], name, self._hold(f"{index}.{name}", values))
 
-    def open(self, lanes: int, rows: int, blocks: int) -> CompiledSession:
+    def cache_bytes(self, size: Size) -> int:
+        """Return the most bytes that the pages of a batch take."""
+        return 4 * self.pages.size * self._most_pages(size)
+
+    def _most_pages(self, size: Size) -> int:
+        # A completion's last token is drawn and never run: it has no keys and values.
+        own = -(-(size.completion - 1) // PAGE)
+        return size.blocks * -(-size.prompt // PAGE) + size.rows * own
+
+    def open(self, lanes: int, size: Size) -> CompiledSession:
         """Return an empty batch for n = `lanes` samples a prompt; the one before it is over."""
-        self.pages.reset()
-        return CompiledSession(self, lanes, rows, blocks)
+        self.pages.reset(self._most_pages(size))
+        return CompiledSession(self, lanes, size.rows, size.blocks)
 
 
 class Pages:
@@ -175,16 +184,24 @@ class Pages:
     def __init__(self, size: int) -> None:
         """Start with nothing."""
         self.size, self.free, self._slabs = size, list[int](), list[Tensor]()
+        self.most = 0
 
-    def reset(self) -> None:
-        """Take all pages back."""
+    @property
+    def held(self) -> int:
+        """Pages that there are, free or not."""
+        return sum(map(len, self._slabs))
+
+    def reset(self, most: int) -> None:
+        """Take all pages back; from now on at most so many will be asked for."""
+        self.most = most
         self.free = [address for slab in self._slabs for address in self._addresses(slab)]
 
     def take(self, count: int) -> list[int]:
         """Return so many pages; what stands in them is old."""
         missing = count - len(self.free)
         if missing > 0:
-            slab = torch.empty((max(missing, SLAB_BYTES // (4 * self.size)), self.size))
+            slab = min(SLAB_BYTES // (4 * self.size), self.most - self.held)
+            slab = torch.empty((max(missing, slab), self.size))
             self._slabs.append(slab)
             self.free += self._addresses(slab)
         kept = len(self.free) - count

@@ -23,7 +23,7 @@ from torch.nn.functional import embedding, linear, scaled_dot_product_attention,
 from data_prep.errors import UserError
 from pipeline.engines._cache import Cache, Store, rounded
 from pipeline.engines._compiled import Compiled, CompiledSession
-from pipeline.engines._rows import COUNT, LENGTH, TOKEN
+from pipeline.engines._rows import COUNT, LENGTH, TOKEN, Size
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # Rotary embeddings whose frequencies do not depend on the length of the text.
@@ -229,16 +229,19 @@ class Decoder:
         """Whether steps can be captured as CUDA graphs."""
         return self.device.type == "cuda"
 
-    def row_bytes(self, positions: int) -> int:
-        """Return the cache of one sample of so many tokens, in bytes."""
+    def cache_bytes(self, size: Size) -> int:
+        """Return the most bytes that the keys and values of a batch take."""
+        if self.compiled is not None:
+            return self.compiled.cache_bytes(size)
+        positions = size.blocks * rounded(size.prompt) + size.rows * rounded(size.completion)
         numbers = 2 * len(self.layers) * self.kv_heads * self.head_dim
-        return numbers * self.dtype.itemsize * rounded(positions + 1)
+        return numbers * self.dtype.itemsize * positions
 
-    def open(self, lanes: int, rows: int, blocks: int) -> Session | CompiledSession:
+    def open(self, lanes: int, size: Size) -> Session | CompiledSession:
         """Return an empty batch for n = `lanes` samples a prompt."""
         if self.compiled is not None:
-            return self.compiled.open(lanes, rows, blocks)
-        return Session(self, lanes, rows, blocks)
+            return self.compiled.open(lanes, size)
+        return Session(self, lanes, size)
 
     def prefill(self, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """Run prompts that are padded at the end.
@@ -411,7 +414,7 @@ class Session:
 
     joins = True
 
-    def __init__(self, decoder: Decoder, lanes: int, rows: int, blocks: int) -> None:
+    def __init__(self, decoder: Decoder, lanes: int, size: Size) -> None:
         """Make the cache."""
         self.decoder = decoder
         self.cache = Cache(
@@ -422,8 +425,10 @@ class Session:
             lanes,
             # Products of fewer than four queries take other paths, which round differently.
             -(-4 * decoder.kv_heads // decoder.heads),
-            rows,
-            blocks,
+            size.rows,
+            size.blocks,
+            size.prompt,
+            size.completion,
             decoder.dtype,
             decoder.device,
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from pipeline.engines._cache import Store
-from pipeline.engines._rows import COUNT, LENGTH, TOKEN
+from pipeline.engines._rows import COUNT, LENGTH, TOKEN, Size
 
 
 class ForwardDecoder:
@@ -38,9 +38,10 @@ class ForwardDecoder:
         self.takes_positions = "position_ids" in known
         self.last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
-    def row_bytes(self, positions: int) -> int:
-        """Return 0: the size of a cache is the model's own affair."""
-        return 0 * positions
+    def cache_bytes(self, size: Size) -> int:
+        """Return 0: how large a cache is, is the model's own affair."""
+        del size
+        return 0
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy parameters, named as in the model's `state_dict`.
@@ -58,10 +59,9 @@ class ForwardDecoder:
         if missing:
             raise _mismatch(f"{len(missing)} parameters are missing, such as {min(missing)!r}")
 
-    def open(self, lanes: int, rows: int, blocks: int) -> ForwardSession:
+    def open(self, lanes: int, size: Size) -> ForwardSession:
         """Return an empty batch for n = `lanes` samples a prompt."""
-        del rows
-        return ForwardSession(self, lanes, blocks)
+        return ForwardSession(self, lanes, size.blocks)
 
     def run(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Return the logits after the last column [B, V]; the cache takes the rest in."""

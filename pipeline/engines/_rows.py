@@ -6,7 +6,9 @@ that has ended stays in the batch, drawing what nobody reads, until it is worth 
 
 from __future__ import annotations
 
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,52 @@ from pipeline.engines._sampler import Sampler
 
 # Rows of the state: one number a running sample.
 TOKEN, LENGTH, COUNT, BUDGET, HOME, ALIVE, HASH = range(7)
+
+
+class Size(NamedTuple):
+    """What a batch has room for.
+
+    Attributes:
+        rows: Samples that run side by side.
+        blocks: Prompts that run side by side.
+        prompt: Tokens of the longest prompt.
+        completion: Most tokens of a completion.
+    """
+
+    rows: int
+    blocks: int
+    prompt: int
+    completion: int
+
+
+def fitting_size(
+    slots: int,
+    n: int,
+    prompts: int,
+    prompt: int,
+    completion: int,
+    size_bytes: Callable[[Size], float],
+    most_bytes: float,
+) -> Size:
+    """Return the largest batch whose keys and values fit; one prompt's samples always run.
+
+    Args:
+        slots: Most samples side by side.
+        n: Samples a prompt.
+        prompts: Prompts in all.
+        prompt: Tokens of the longest.
+        completion: Most tokens of a completion.
+        size_bytes: The keys and values of a batch, bytes; rises with its rows and blocks.
+        most_bytes: What they may take.
+    """
+
+    def size(rows: int) -> Size:
+        # A group whose samples have nearly all left still holds its prompt.
+        return Size(rows, min(2 * (rows // n), prompts), prompt, completion)
+
+    wished = range(n, min(slots, n * prompts) + 1)
+    fitting = bisect_right(wished, most_bytes, key=lambda rows: size_bytes(size(rows)))
+    return size(max(n, n + fitting - 1))
 
 
 class Rows:

@@ -38,7 +38,7 @@ from pipeline.engines._decoder import ARCHITECTURES, PACK_BYTES, Decoder, Unwrit
 from pipeline.engines._forward import ForwardDecoder
 from pipeline.engines._graphs import StepGraphs, coarse
 from pipeline.engines._library import Unbuilt, library_for
-from pipeline.engines._rows import Rows
+from pipeline.engines._rows import Rows, Size, fitting_size
 from pipeline.model import load_model, load_tokenizer, pick_device
 
 
@@ -48,8 +48,10 @@ class Config(EngineConfig):
     Attributes:
         slots: Samples that run side by side.
         refill_share: Share of free slots at which waiting prompts enter.
-        memory_gib: Most memory for the keys and values of completions, GiB; where `slots`
-            samples of full length would not fit, fewer run side by side.
+        memory_gib: Most memory for keys and values, GiB; where `slots` samples of full length and
+            their prompts would not fit, fewer run side by side, though at least those of one
+            prompt. Where torch computes, half as much again is taken for a moment when completions
+            outgrow what they have. A model that runs through its own forward pass is not counted.
         cuda_graphs: Whether steps on a GPU are captured and replayed.
         compiled: Whether steps run through code that is compiled for this machine, which takes
             float32 on a CPU and a C++ compiler; by default wherever these are. Weights of more
@@ -215,13 +217,13 @@ class _Batch:
     def __init__(self, engine: EmbeddedEngine, groups: list[Group], sampling: Sampling) -> None:
         """Make room."""
         self.engine, self.sampling, self.waiting = engine, sampling, deque[Group]()
-        self.shape = self._shape(groups, sampling)
-        self.slots, blocks, longest = self.shape
-        self.session = engine.decoder.open(sampling.n, self.slots, blocks)
+        self.size = self._size(groups, sampling)
+        self.slots = self.size.rows
+        self.session = engine.decoder.open(sampling.n, self.size)
         self.rows = Rows(
             sampling,
             self.slots,
-            longest,
+            self.size.completion,
             engine.decoder.config.vocab_size,
             engine.end_token_ids,
             engine.tokenizer,
@@ -230,15 +232,18 @@ class _Batch:
         )
         self.graphs = StepGraphs() if engine.decoder.graphs and engine.config.cuda_graphs else None
 
-    def _shape(self, groups: list[Group], sampling: Sampling) -> tuple[int, int, int]:
-        """Return how many samples and prompts run side by side, and the longest completion."""
-        config, n = self.engine.config, sampling.n
-        longest = max(self._budget(group, sampling) for group in groups)
-        row_bytes = max(1, self.engine.decoder.row_bytes(longest))
-        fitting = int(config.memory_gib * 2**30) // row_bytes
-        slots = min(max(min(config.slots, fitting), n), n * len(groups))
-        # A group whose samples have nearly all left still holds its prompt.
-        return slots, min(2 * (slots // n), len(groups)), longest
+    def _size(self, groups: list[Group], sampling: Sampling) -> Size:
+        """Return what there is to be room for."""
+        config = self.engine.config
+        return fitting_size(
+            config.slots,
+            sampling.n,
+            len(groups),
+            max(len(group.prompt.token_ids) for group in groups),
+            max(self._budget(group, sampling) for group in groups),
+            self.engine.decoder.cache_bytes,
+            config.memory_gib * 2**30,
+        )
 
     def _budget(self, group: Group, sampling: Sampling) -> int:
         """Return the most tokens that a sample of this group can have."""
@@ -248,7 +253,13 @@ class _Batch:
     def suits(self, groups: list[Group], sampling: Sampling) -> bool:
         """Return whether this batch would be made in the same way for another call."""
         ours, theirs = (s.model_dump(exclude={"seed", "step"}) for s in (self.sampling, sampling))
-        return ours == theirs and self.shape == self._shape(groups, sampling)
+        size = self._size(groups, sampling)
+        # Room for longer prompts than there are does no harm.
+        return (
+            ours == theirs
+            and size.prompt <= self.size.prompt
+            and (size._replace(prompt=self.size.prompt) == self.size)
+        )
 
     def run(self, groups: list[Group], sampling: Sampling) -> bool:
         """Complete all groups; return whether the batch can be used again."""

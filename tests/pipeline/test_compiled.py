@@ -14,6 +14,7 @@ from pipeline import doctor
 from pipeline.engines import Prompt, Sampling, _library
 from pipeline.engines._compiled import PAGE, Pages
 from pipeline.engines._library import Unbuilt, library_for
+from pipeline.engines._rows import Size
 from pipeline.engines.embedded import Config, create
 from pipeline.model import load_model
 
@@ -60,7 +61,7 @@ def test_logits_after_prompts_are_the_models(tmp_path, library, architecture, sh
     folder = make_checkpoint(tmp_path / "m", architecture, **shape)
     engine, model = create(Config(compiled=True), folder), load_model(folder).double()
     prompts = make_prompts(model.config.vocab_size)
-    session = engine.decoder.compiled.open(1, len(prompts), len(prompts))
+    session = engine.decoder.compiled.open(1, Size(len(prompts), len(prompts), 260, 1))
     found = session.admit([prompt.token_ids for prompt in prompts])
     for prompt, logits in zip(prompts, found, strict=True):
         with torch.no_grad():
@@ -125,7 +126,7 @@ def test_pages_are_distinct_and_grow():
     first, second = pages.take(3), pages.take(2)
     assert len({*first, *second}) == 5
     assert min(abs(a - b) for a in first for b in second) >= 4 << 20
-    pages.reset()
+    pages.reset(5)
     assert {*first, *second} <= set(pages.free)
     held = len(pages._slabs)
     pages.take(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 
 import pytest
@@ -548,9 +549,61 @@ def test_less_memory_makes_fewer_slots_and_the_same_samples(engine, checkpoint, 
     assert tokens_of(small.generate(prompts, sampling)) == tokens_of(
         engine.generate(prompts, sampling)
     )
-    # 2 layers · keys and values · 2 heads · 8 · 4 bytes · 32 positions.
-    assert small.decoder.row_bytes(16) == 2 * 2 * 2 * 8 * 4 * 32
-    assert small._batch.slots == int(1e-4 * 2**30) // small.decoder.row_bytes(16)
+    assert small._batch.slots < engine._batch.slots == 36
+
+
+def held_bytes(decoder):
+    """What is allocated for keys and values."""
+    if decoder.compiled is not None:
+        return sum(slab.nbytes for slab in decoder.compiled.pages._slabs)
+    return sum(memory.nbytes for memory in decoder.store._held.values())
+
+
+# Heads that fill no whole vectors, and heads of two; many key-value heads, and one.
+HEADS = [
+    ("qwen2", {"context": 512}),
+    ("qwen3", {"context": 512, "width": 40, "heads": 2, "kv_heads": 1}),
+    ("llama", {"context": 512, "width": 64, "heads": 2, "kv_heads": 2}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "shape"), HEADS)
+def test_memory_gib_holds(tmp_path, architecture, shape, compiled):
+    """Long prompts, short ones, long completions, in turn: never more than may be held."""
+    folder = make_checkpoint(tmp_path / "m", architecture, **shape)
+    most, seen = int(0.002 * 2**30), set()
+    engine = create(Config(memory_gib=0.002, compiled=compiled), folder)
+    engine.end_token_ids = []  # every completion is as long as it can be
+    decoder, draw = engine.decoder, random.Random(1)
+    for length, max_tokens, n in [
+        (300, 20, 2), (20, 200, 4), (300, 100, 1), (40, 16, 8), (16, 1, 3), (300, 20, 2),
+    ]:  # fmt: skip
+        prompts = [
+            Prompt(f"p{i}", tuple(draw.randrange(5, 200) for _ in range(length - i % 3)))
+            for i in range(60)
+        ]
+        groups = engine.generate(prompts, Sampling(n=n, max_tokens=max_tokens))
+        assert all(len(c.token_ids) == max_tokens for g in groups for c in g.completions)
+        size = engine._batch.size
+        assert held_bytes(decoder) <= most
+        assert decoder.cache_bytes(size) <= most
+        if size.rows < 60 * n:  # one sample more would not have fitted
+            seen.add(length)
+            more = size._replace(rows=size.rows + 1, blocks=min(2 * ((size.rows + 1) // n), 60))
+            assert decoder.cache_bytes(more) > most
+    assert {300, 20} <= seen
+
+
+def test_a_batch_holds_what_was_counted_for_it(tmp_path, compiled):
+    """Prompts and completions of full length, all of them at once."""
+    folder = make_checkpoint(tmp_path / "m", "qwen3", context=512, width=40, heads=2, kv_heads=1)
+    for length, max_tokens in ((16, 129), (100, 300), (33, 16), (1, 2)):
+        engine = create(Config(compiled=compiled), folder)
+        engine.end_token_ids = []
+        prompts = [Prompt(f"p{i}", tuple(range(5, 5 + length))) for i in range(3)]
+        engine.generate(prompts, Sampling(n=4, max_tokens=max_tokens))
+        assert engine._batch.size == (12, 3, length, max_tokens)
+        assert held_bytes(engine.decoder) == engine.decoder.cache_bytes(engine._batch.size)
 
 
 def test_calls_share_memory_and_nothing_else(engine, checkpoint, problems, compiled):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.engines import Sampling, sample_seed
-from pipeline.engines._cache import Cache, Store
+from pipeline.engines._cache import Cache, Store, rounded
 from pipeline.engines._random import seed_states, uniforms
 from pipeline.engines._sampler import LARGE, Sampler, invert, truncate
 
@@ -123,7 +123,7 @@ def test_truncation_and_penalty_are_those_of_transformers():
 
 
 def test_the_cache_holds_a_prompt_once_and_keeps_rows_dense():
-    cache = Cache(Store(), 2, 1, 4, 3, 1, 9, 4, torch.float32, torch.device("cpu"))
+    cache = Cache(Store(), 2, 1, 4, 3, 1, 9, 4, 20, 240, torch.float32, torch.device("cpu"))
     kept = torch.arange(2 * 2 * 3 * 20 * 4, dtype=torch.float32).view(2, 2, 3, 1, 20, 4)
     cache.add(kept, [20, 5, 7])
     assert cache.rows == 9
@@ -157,9 +157,32 @@ def test_the_cache_holds_a_prompt_once_and_keeps_rows_dense():
     assert torch.isfinite(cache.completion_mask[:2]).sum(1).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("longest", [1, 60, 100, 130, 1000, 1040, 1500])
+@pytest.mark.parametrize("before", [0, 30, 60, 90, 200])
+def test_completions_grow_to_what_they_can_need_and_no_further(longest, before):
+    """A growth holds what it copies beside what it makes: at most half of that, whatever was."""
+    store, like = Store(), torch.zeros(0)
+    full = rounded(longest)
+    # An earlier batch's memory, in hundredths of what this one can need.
+    if before:
+        store.take("completion", (8 * 10 * full * before // 100,), like)
+    cache = Cache(store, 1, 1, 4, 2, 1, 10, 5, 20, longest, torch.float32, torch.device("cpu"))
+    cache.add(torch.zeros(1, 2, 5, 1, 20, 4), [20] * 5)
+    for tokens in range(longest):
+        width, held = cache.completion.shape[4], store.size("completion")
+        cache.fit(tokens, coarse=False)
+        if cache.completion.shape[4] != width:
+            assert held <= 8 * 10 * rounded(full // 2)
+    need = 8 * 10 * full, 8 * 5 * 32
+    assert store.size("completion") >= need[0] and store.size("prompt") == need[1]
+    # No more than this batch needs, or the one before it had.
+    held = sum(map(store.size, ("completion", "prompt")))
+    assert held <= max(sum(need), need[0] * before // 100)
+
+
 def test_rows_that_have_ended_write_into_their_own_memory():
     """They stay until gaps are closed, and may be longer than any row that there is room for."""
-    cache = Cache(Store(), 1, 2, 4, 2, 1, 4, 2, torch.float32, torch.device("cpu"))
+    cache = Cache(Store(), 1, 2, 4, 2, 1, 4, 2, 3, 60, torch.float32, torch.device("cpu"))
     cache.add(torch.zeros(1, 2, 2, 2, 3, 4), [3, 3])
     cache.fit(5, coarse=False)
     positions = cache.completion.shape[4]
