@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
-import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,45 +17,51 @@ WORK = (2, 4, 8, 16, 32)
 
 @pytest.fixture(scope="module")
 def bench(root) -> ModuleType:
-    sys.path.insert(0, str(root / "tests" / "benchmarks"))
-    try:
-        import bench_growth
-    finally:
-        sys.path.pop(0)
-    return bench_growth
+    return imported(root, "bench_growth")
+
+
+@pytest.fixture(scope="module")
+def figures(root) -> ModuleType:
+    return imported(root, "growth_figures")
+
+
+def imported(root: Path, name: str) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root / "tests" / "benchmarks"))
+        return importlib.import_module(name)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-def test_a_power_law_gives_its_exponent(bench, power):
-    found = bench.exponent(WORK, [0.03 * w**power for w in WORK])
+def test_a_power_law_gives_its_exponent(figures, power):
+    found = figures.exponent(WORK, [0.03 * w**power for w in WORK])
     for name in ("exponent", "low", "high", "last"):
         assert found[name] == pytest.approx(power, abs=1e-6)
 
 
-def test_fixed_cost_lowers_the_exponent_and_a_square_raises_the_last_slope(bench):
-    fixed = bench.exponent(WORK, [10.0 + w for w in WORK])
+def test_fixed_cost_lowers_the_exponent_and_a_square_raises_the_last_slope(figures):
+    fixed = figures.exponent(WORK, [10.0 + w for w in WORK])
     assert fixed["exponent"] < fixed["last"] < 1.0
     assert fixed["last"] == pytest.approx(math.log2(42 / 26))
-    square = bench.exponent(WORK, [w + 0.05 * w**2 for w in WORK])
+    square = figures.exponent(WORK, [w + 0.05 * w**2 for w in WORK])
     assert 1.0 < square["exponent"] < square["last"] < 2.0
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says(bench):
+def test_the_interval_holds_the_truth_as_often_as_it_says(figures):
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(400):
-        found = bench.exponent(WORK, [w**1.1 * math.exp(rng.normal(0.0, 0.1)) for w in WORK])
+        found = figures.exponent(WORK, [w**1.1 * math.exp(rng.normal(0.0, 0.1)) for w in WORK])
         held += found["low"] <= 1.1 <= found["high"]
     assert 0.92 <= held / 400 <= 0.98
 
 
-def test_two_points_have_a_slope_and_no_interval(bench):
-    found = bench.exponent((1, 2), (1.0, 2.0))
+def test_two_points_have_a_slope_and_no_interval(figures):
+    found = figures.exponent((1, 2), (1.0, 2.0))
     assert found["exponent"] == pytest.approx(1.0)
     assert math.isnan(found["low"]) and math.isnan(found["high"])
 
 
-def test_a_small_run_measures_every_point(bench, tmp_path, capsys):
+def test_a_small_run_measures_every_point(bench, figures, tmp_path, capsys):
     out, chart = tmp_path / "growth.json", tmp_path / "growth.png"
     words = ["--work", str(tmp_path / "work"), "--quick"]
     bench.main([*words, "--out", str(out), "--chart", str(chart)])
@@ -62,7 +69,7 @@ def test_a_small_run_measures_every_point(bench, tmp_path, capsys):
     found = json.loads(shown.out)
     assert found == json.loads(out.read_text(encoding="utf-8"))
     assert {"machine", "cores", "versions", "base", "seconds"} <= set(found)
-    for axis in bench.AXES:
+    for axis in figures.AXES:
         rows = found["points"][axis]
         assert [row["value"] for row in rows] == list(bench.QUICK.values[axis])
         for row in rows:
@@ -75,14 +82,14 @@ def test_a_small_run_measures_every_point(bench, tmp_path, capsys):
                 parts = sum(taken[piece]["wall"] for piece in ("generate", "judge", "update"))
                 assert 0.0 < parts < taken["step"]["wall"]
         table = found["wall"][axis]
-        assert set(table["exponent"]) == set(bench.PIECES)
+        assert set(table["exponent"]) == set(figures.PIECES)
         seconds, first = table["step_s"][0], rows[0]["rounds"][0]
         assert table["samples_per_s"][0] == pytest.approx(first["samples"] / seconds, rel=1e-3)
         assert "judge" not in found["cpu"][axis]["exponent"]
     assert found["wall"]["verifiers"]["values"] == [1, 2]
     assert chart.read_bytes().startswith(b"\x89PNG")
-    for axis in bench.AXES:
-        assert f"| {bench.LABELS[axis]} |" in shown.err
+    for axis in figures.AXES:
+        assert f"| {figures.LABELS[axis]} |" in shown.err
 
     # From the figures alone, the same chart again.
     again = tmp_path / "again.png"
