@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from contextvars import ContextVar
 from datetime import datetime
-from functools import lru_cache, reduce, update_wrapper
+from functools import lru_cache, update_wrapper
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
@@ -47,6 +47,7 @@ LONGEST_TEXT, COPIES = 1 << 22, 8
 LARGEST_BITS = 4096  # of a whole number
 WIDEST = 9999  # padding of a format's place
 SECONDS = 20.0  # of processor time
+_TOO_DEEP = "it nests deeper than Python follows it"
 
 FILTERS = frozenset(
     """
@@ -180,7 +181,8 @@ class ChatTemplate:
         source: Jinja.
 
     Raises:
-        TemplateError: It cannot be compiled, or is longer than `LONGEST_TEMPLATE`.
+        TemplateError: It cannot be compiled; `TemplateLimitError` where it is longer than
+            `LONGEST_TEMPLATE`, or nests too deeply.
     """
 
     def __init__(self, source: str) -> None:
@@ -190,6 +192,9 @@ class ChatTemplate:
         token = _budget.set(Budget(0, 0))  # what is constant is computed now
         try:
             self._template = _Sandbox().from_string(source)
+        # Of what Jinja makes of it, Python's own parser and compiler say so in these two words.
+        except (RecursionError, MemoryError, SyntaxError):
+            raise TemplateLimitError(_TOO_DEEP) from None
         finally:
             _budget.reset(token)
 
@@ -204,7 +209,7 @@ class ChatTemplate:
 
         Raises:
             Exception: Whatever the template, a program, fails with; `TemplateLimitError` where it
-                takes too long.
+                takes too long or nests too deeply.
         """
         budget = Budget(len(messages), sum(len(message["content"]) for message in messages))
         token = _budget.set(budget)
@@ -215,6 +220,8 @@ class ChatTemplate:
                 budget.written += len(text)
                 budget.write(len(text), budget.written)
             return "".join(written), budget.spans
+        except RecursionError:
+            raise TemplateLimitError(_TOO_DEEP) from None
         finally:
             _budget.reset(token)
 
@@ -310,10 +317,17 @@ class _Paid(NodeTransformer):
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        # `a ~ b` is the sum of their texts, which `call_binop` sees.
+        # `a ~ b` is the sum of their texts, which `call_binop` sees. Of many they are added in
+        # pairs, and those in pairs again, so that no sum stands deep within others.
         self.generic_visit(node)
-        texts = [self._filter(child, _TEXT) for child in node.nodes]
-        return reduce(lambda a, b: nodes.Add(a, b).set_lineno(node.lineno), texts)
+        texts: list[nodes.Expr] = [self._filter(child, _TEXT) for child in node.nodes]
+        while len(texts) > 1:
+            pairs = [
+                nodes.Add(*pair, lineno=node.lineno)
+                for pair in zip(texts[::2], texts[1::2], strict=False)
+            ]
+            texts = [*pairs, *texts[len(pairs) * 2 :]]
+        return texts[0]
 
     def _repeated(self, node: Any) -> nodes.Node:
         turn = self._filter(nodes.Const(_price(node.body)), _TURN, node.lineno)
@@ -327,9 +341,8 @@ class _Paid(NodeTransformer):
 
     @staticmethod
     def _filter(node: nodes.Expr, name: str, line: int = 0) -> nodes.Filter:
-        found = nodes.Filter(node, name, [], [], None, None)
-        found.set_lineno(line or node.lineno or 1)
-        return found
+        line = line or node.lineno or 1
+        return nodes.Filter(node, name, [], [], None, None, lineno=line)
 
 
 def _price(body: Sequence[nodes.Node]) -> int:
@@ -356,7 +369,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            # It looks through all that stands within, again at each depth.
+            optimized=False,
         )
         kept = {**{name: self.filters[name] for name in FILTERS}, "tojson": _tojson}
         self.filters = {name: _paid(name, function) for name, function in kept.items()}
