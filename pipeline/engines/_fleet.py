@@ -30,7 +30,8 @@ class Fleet:
     """Some servers of one model, each beside a Ray worker; asked as `Servers` is.
 
     Args:
-        cluster: Where; `workers` and `gpus` follow from the servers.
+        cluster: Where; `workers` and `gpus` follow from the servers. One that starts machines by
+            itself may have no GPU yet: with `wait_s`, its `gpus` above 0 say that it will.
         config: vLLM's settings.
         model: A model folder that every node sees under the same path, or a hub id.
         ports: One a server; 0 takes one that is free there.
@@ -70,10 +71,9 @@ class Fleet:
         self._tails = [""] * len(ports)
         self._lost: dict[int, str] = {}
         try:
-            deadline = time.monotonic() + wait_s
-            has_gpus = ray.cluster_resources().get("GPU", 0.0) > 0
+            will_have = cluster.wait_s > 0 and cluster.gpus > 0
+            has_gpus = will_have or ray.cluster_resources().get("GPU", 0.0) > 0
             gpus = config.tensor_parallel if has_gpus else 0
-            require_room(ray, len(ports), cluster.cpus, gpus)
             remote = ray.remote(
                 num_cpus=cluster.cpus,
                 num_gpus=gpus,
@@ -81,6 +81,8 @@ class Fleet:
                 max_restarts=0,
             )(_Keeper)
             self._workers = [remote.remote() for _ in ports]
+            require_room(ray, cluster, gpus)
+            deadline = time.monotonic() + wait_s
             nodes = self._all([worker.node.remote() for worker in self._workers], deadline)
             here = ray.get_runtime_context().get_node_id()
             for number, (node, address) in enumerate(nodes):
@@ -112,7 +114,11 @@ class Fleet:
         self.place = ", ".join(dict.fromkeys(logs))
 
     def ended(self, number: int) -> str | None:
-        """Return how a server ended; None while it runs."""
+        """Return how a server ended; None while it runs.
+
+        Raises:
+            UserError: Its worker cannot tell.
+        """
         if number in self._lost:
             return self._lost[number]
         exceptions = self._ray.exceptions
@@ -125,6 +131,15 @@ class Fleet:
             self._tails[number] = str(error).strip().splitlines()[0]
         except exceptions.GetTimeoutError:
             return None  # a busy node; one that is gone is told by Ray
+        except exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise UserError(
+                f"the vLLM server {self.urls[number]}",
+                f"its Ray worker cannot look after it: {type(cause).__name__}: {cause}",
+                "a worker that tells whether its server runs",
+                f"mend that (its node's disk and folder of temporary files; {self.place}) and "
+                "start the servers again",
+            ) from None
         if status is not None:
             self._lost[number] = status
         return status

@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from data_prep.cluster import ClusterConfig
+from data_prep.cluster import ClusterConfig, connect, import_ray
 from data_prep.errors import UserError
 from pipeline.engines import _servers, vllm_server
+from pipeline.engines._fleet import Fleet
 from pipeline.engines._servers import (
     LOOPBACK,
     Servers,
@@ -421,3 +422,29 @@ def test_the_engine_in_process_is_called_as_vllm_wants():
         ("update_weights", {"update_info": {"names": []}}),
         ("finish_weight_update", None),
     ]
+
+
+class LosesItsLog:
+    """A worker whose node's temporary files were tidied away."""
+
+    def look(self) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "server-8000.log")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install -e '.[ray]')"
+)
+def test_a_worker_that_cannot_tell_of_its_server_is_named(recwarn):
+    ray = import_ray()
+    leave = connect(ClusterConfig(workers=1))
+    try:
+        fleet = Fleet.__new__(Fleet)  # as it is when its servers run
+        fleet._ray, fleet._lost, fleet._tails = ray, {}, [""]
+        fleet.urls, fleet.place = ["http://10.0.0.3:8000"], "10.0.0.3:/tmp/boxed-1"
+        fleet._workers = [ray.remote(LosesItsLog).remote()]
+        with pytest.raises(UserError, match=r"10\.0\.0\.3:8000: .*server-8000\.log") as error:
+            fleet.ended(0)
+        assert "boxed-1" in str(error.value)
+        assert "Traceback" not in str(error.value)
+    finally:
+        leave()
