@@ -11,7 +11,9 @@ with the pieces that are missing. A worker that dies is replaced and its piece i
 another, a few times; a piece that kills every worker ends the run with its number.
 
 Other machines join with `ray start --address HEAD:6379`, in a checkout of the same commit with
-PYTHONPATH set to it, and see the run folder under the same path (a shared file system).
+PYTHONPATH set to it, and see the run folder under the same path (a shared file system). A cluster
+that starts machines by itself (Ray's autoscaler) does so for workers that wait for a place: with
+`wait_s` a stage waits for them.
 
 Ray is an optional extra: pip install -e '.[ray]'.
 """
@@ -23,6 +25,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -54,12 +57,15 @@ class ClusterConfig(Config):
         gpus: GPUs of each; a share lets several have one.
         address: Of a cluster that is running ("auto" for the one this machine belongs to); empty
             starts Ray on this machine and ends it with the stage.
+        wait_s: Longest wait for machines that a cluster starts by itself, or that are to join,
+            where it has no room for the workers; 0 refuses at once.
     """
 
     workers: int = Field(default=2, ge=1)
     cpus: float = Field(default=1.0, gt=0.0)
     gpus: float = Field(default=0.0, ge=0.0)
     address: str = ""
+    wait_s: float = Field(default=0.0, ge=0.0)
 
 
 class Cluster(Generic[Task, Found]):
@@ -107,10 +113,30 @@ class Cluster(Generic[Task, Found]):
 
     def close(self) -> None:
         """End the workers, and leave Ray when nobody here uses it any more."""
+        self._end()
+        self._leave()
+
+    def _end(self) -> None:
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers.clear()
-        self._leave()
+
+    def _start(self) -> None:
+        config, own = self.config, float(self.reserves)
+        remote = self._ray.remote(
+            num_cpus=own * config.cpus,
+            num_gpus=own * config.gpus,
+            scheduling_strategy="SPREAD",
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+        )(_Worker)
+        self._workers = [remote.remote(self.make) for _ in range(config.workers)]
+        try:
+            if self.reserves:
+                require_room(self._ray, config, config.gpus)
+        except BaseException:
+            self._end()
+            raise
 
     def map(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Found]]:
         """Yield (number of the piece, what was found), as they are done.
@@ -124,16 +150,7 @@ class Cluster(Generic[Task, Found]):
         """
         ray = self._ray
         if not self._workers:
-            if self.reserves:
-                require_room(ray, self.config.workers, self.config.cpus, self.config.gpus)
-            remote = ray.remote(
-                num_cpus=self.config.cpus if self.reserves else 0,
-                num_gpus=self.config.gpus if self.reserves else 0,
-                scheduling_strategy="SPREAD",
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            )(_Worker)
-            self._workers = [remote.remote(self.make) for _ in range(self.config.workers)]
+            self._start()
         waiting = enumerate(tasks)
         running: dict[Any, tuple[int, Any]] = {}
         idle = deque(self._workers * AHEAD)
@@ -223,21 +240,50 @@ def connect(config: ClusterConfig) -> Callable[[], None]:
     return leave
 
 
-def require_room(ray: Any, workers: int, cpus: float, gpus: float) -> None:
-    """Refuse more workers than the cluster has cores or GPUs for: they would wait for ever.
+def require_room(ray: Any, config: ClusterConfig, gpus: float) -> None:
+    """Wait until a cluster has cores and GPUs for its workers; refuse those it never has room for.
+
+    Ray does not say whether a cluster starts machines by itself, so the configuration does. Such a
+    cluster grows for workers that wait for a place, so they are asked for before this.
+
+    Args:
+        ray: Ray.
+        config: The cluster.
+        gpus: Of each worker.
 
     Raises:
-        UserError: There are more.
+        UserError: There is no room after `config.wait_s`: they would wait for ever.
     """
-    has = ray.cluster_resources()
-    for what, each in (("CPU", cpus), ("GPU", gpus)):
-        if workers * each > has.get(what, 0.0) + 1e-6:
+    until = time.monotonic() + config.wait_s
+    says = True
+    while short := _short(ray.cluster_resources(), config, gpus):
+        what, found = short
+        left = until - time.monotonic()
+        if left <= 0.0:
+            waited = f", after {config.wait_s:g} s" if config.wait_s else ""
             raise UserError(
                 "[cluster]",
-                f"{workers} workers with {each:g} {what} each, on {has.get(what, 0.0):g} in all",
+                f"{config.workers} workers with {found} in all{waited}",
                 f"at most as many as the cluster has {what}s for",
-                "lower their number or what each takes, or let more machines join",
+                "lower their number or what each takes, or let more machines join; for a cluster "
+                f"that starts machines by itself {'raise' if waited else 'set'} wait_s",
             )
+        if says:
+            says = False
+            print(
+                f"waiting up to {config.wait_s:g} s for machines: {config.workers} workers with "
+                f"{found} in all",
+                file=sys.stderr,
+            )
+        time.sleep(min(1.0, left))
+
+
+def _short(has: dict[str, float], config: ClusterConfig, gpus: float) -> tuple[str, str] | None:
+    """Return what a cluster has too little of, and how little; None where there is room."""
+    for what, each in (("CPU", config.cpus), ("GPU", gpus)):
+        if config.workers * each > has.get(what, 0.0) + 1e-6:
+            return what, f"{each:g} {what} each, on {has.get(what, 0.0):g}"
+    return None
 
 
 def import_ray() -> Any:

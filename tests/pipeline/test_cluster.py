@@ -18,7 +18,7 @@ import pytest
 import eval.evaluate
 import pipeline.cluster
 from data_prep.build import build
-from data_prep.cluster import Cluster, ClusterConfig
+from data_prep.cluster import Cluster, ClusterConfig, require_room
 from data_prep.errors import UserError
 from data_prep.run_folder import VOLATILE
 from pipeline.config import load_run
@@ -156,6 +156,35 @@ def test_pieces_come_back_whole_and_bad_input_is_itself(tmp_path):
         with Cluster(ClusterConfig(workers=2), partial(dies_once, mark), False) as other:
             assert dict(other.map(range(8))) == {i: i * i for i in range(8)}
         assert mark.is_file()
+
+
+class Growing:
+    """What `require_room` asks of Ray, of a cluster that has more each time it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def cluster_resources(self) -> dict[str, float]:
+        self.asked += 1
+        return {"CPU": 8.0, "GPU": self.asked - 1.0} if self.asked > 1 else {"CPU": 8.0}
+
+
+def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, capsys):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    config = ClusterConfig(workers=2, gpus=1.0, wait_s=60.0)
+    ray = Growing()
+    require_room(ray, config, 1.0)
+    assert ray.asked == 3  # none, one, two GPUs
+    said = capsys.readouterr().err
+    assert said == "waiting up to 60 s for machines: 2 workers with 1 GPU each, on 0 in all\n"
+    at_once = config.model_copy(update={"wait_s": 0.0})
+    with pytest.raises(UserError, match=r"on 0 in all\n.*\n.*starts machines by itself set wait_s"):
+        require_room(Growing(), at_once, 1.0)
+    clock = iter(range(0, 1000, 59))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with pytest.raises(UserError, match="on 1 in all, after 60 s"):
+        require_room(Growing(), config, 1.0)
+    require_room(Growing(), at_once, 0.0)
 
 
 def test_a_missing_ray_is_said(monkeypatch):
