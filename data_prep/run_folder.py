@@ -3,7 +3,9 @@
 A stage works in `<name>.partial` and is renamed to `<name>` when complete, with a manifest
 that holds the hash of its configuration and inputs and the hash of every file it made. A
 stage whose plan equals the manifest's is skipped; a partial folder of the same plan is gone
-on with; one of another plan is dropped, since its rows belong to another configuration.
+on with; one of another plan is dropped, since its rows belong to another configuration. What a
+machine is has no part in a plan: a run may move. Where a stage goes on on another kind of
+processor, whose sums round otherwise, that is said, and its manifest names both.
 
 Nothing is read from a complete stage, and none is skipped, before its files are hashed and held
 against the manifest, which is sealed with a hash of its own: a file that was cut off, changed or
@@ -53,6 +55,10 @@ VOLATILE = frozenset(
 )
 BESIDE = VOLATILE - {"manifest.json", "plan.json", JOURNAL}
 
+
+CPUINFO = Path("/proc/cpuinfo")
+# The widest vectors that a processor has, by its flags; the first that is there.
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
 
 # One component of a path, and no way out of the folder that it stands in.
 FOLDER_NAME = r"^\w[\w.+ -]*$"
@@ -321,6 +327,7 @@ class Stage:
             },
         }
         self._started = time.monotonic()
+        self._processors = [processor()]
 
     def __enter__(self) -> Stage:
         """Do nothing: `begin` locks."""
@@ -397,8 +404,23 @@ class Stage:
         for left in sorted(self.work.rglob("*.tmp"), reverse=True):
             # What a kill left half-written; inner ones come first.
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        jsonl.write_json(plan_file, sealed({"format": FORMAT, "plan": self.plan}))
+        self._note_processor(plan_file)
+        noted = {"format": FORMAT, "plan": self.plan, "processors": self._processors}
+        jsonl.write_json(plan_file, sealed(noted))
         return self.work
+
+    def _note_processor(self, plan_file: Path) -> None:
+        """Take over on what a partial folder was made, and say so where this is another kind."""
+        if not plan_file.is_file():
+            return
+        before = read_sealed(plan_file, self._mend).get("processors", [])
+        if before and processor() not in before:
+            print(
+                f"{self.work}: begun on {', '.join(before)}, and goes on on {processor()}: what is "
+                "sampled or trained from here on may differ in its last bits",
+                file=sys.stderr,
+            )
+        self._processors = list(dict.fromkeys([*before, processor()]))
 
     def drop_if_empty(self) -> None:
         """Remove the partial folder where nothing but its plan was written."""
@@ -406,13 +428,16 @@ class Stage:
         if files == [self.work / "plan.json"]:
             shutil.rmtree(self.work)
 
+    @property
+    def _mend(self) -> str:
+        return f"remove {self.work} to start the stage again"
+
     def _is_gone_on_with(self, plan_file: Path) -> bool:
         if not plan_file.is_file():
             if any(self.work.iterdir()):
                 print(f"{self.work}: no plan.json; the stage begins again", file=sys.stderr)
             return False
-        mend = f"remove {self.work} to start the stage again"
-        found = read_sealed(plan_file, mend)
+        found = read_sealed(plan_file, self._mend)
         return found.get("plan", found) == self.plan
 
     def complete(self, scratch: tuple[str, ...] = (), **counts: Any) -> Path:
@@ -450,7 +475,7 @@ class Stage:
             "scratch": list(scratch),
             "counts": counts,
             "seconds": round(time.monotonic() - self._started, 3),
-            "versions": versions(),
+            "versions": {**versions(), "processor": ", ".join(self._processors)},
         }
         # From here on the stage is complete: a kill leaves only `_rename` to be done.
         jsonl.write_json(self.work / "manifest.json", sealed(manifest))
@@ -505,9 +530,25 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def processor() -> str:
+    """Return what the last bits of sums depend on: who made the processor, and its vectors."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    flags = facts.get("flags", "").split()
+    widest = next((name for flag, name in VECTORS.items() if flag in flags), platform.machine())
+    return f"{facts.get('vendor_id', '')} {widest}".strip()
+
+
 def versions() -> dict[str, str]:
-    """Return the versions and the commit that a result was made with."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    """Return the machine, the versions and the commit that a result was made with."""
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": processor(),
+    }
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

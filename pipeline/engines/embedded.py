@@ -16,6 +16,8 @@ batches of any size: positions are padded to multiples of 16 and no product has 
 is enough with oneDNN and MKL on the processors that were tried. Elsewhere log-probs may differ in
 the last bits, and a token only where its random number falls into that gap, about once in a
 million tokens. That is also how far the two ways are apart, so a stage's plan says which it was.
+Vectors of another width, or another compiler, are as far: they are the machine's, in no plan, and
+a stage that goes on on another kind of processor says so (`data_prep.run_folder`).
 """
 
 from __future__ import annotations

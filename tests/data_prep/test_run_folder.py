@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import run_folder
 from data_prep.errors import UserError
-from data_prep.run_folder import Stage, stage_of
+from data_prep.jsonl import write_json
+from data_prep.run_folder import Stage, processor, read_manifest, sealed, stage_of
 
 
 @pytest.mark.parametrize("value", [[{"a": 1}], {"result": "ok"}, {"plan": 1}, {}, 3])
@@ -200,3 +202,62 @@ def test_a_lock_that_cannot_be_written_is_named(root, tmp_path):
     )
     assert done.stdout.strip() == str(tmp_path / "run" / ".sft.lock"), done.stderr
     assert "Warning" not in done.stderr
+
+
+def test_another_kind_of_processor_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys):
+    """Its sums round otherwise; what was made so far is kept, and the manifest names both."""
+
+    def begin_on(kind: str) -> Stage:
+        monkeypatch.setattr(run_folder, "processor", lambda: kind)
+        with Stage(tmp_path, "sft", {"steps": 3}, {}) as stage:
+            (stage.begin() / f"{kind}.txt").write_text("made")
+        return stage
+
+    begin_on("A AVX-512")
+    begin_on("A AVX-512")
+    assert capsys.readouterr().err == ""
+    begin_on("A AVX2")
+    said = capsys.readouterr().err
+    assert "begun on A AVX-512, and goes on on A AVX2: what is sampled or trained" in said
+    begin_on("A AVX-512")
+    stage = begin_on("A AVX2")
+    assert capsys.readouterr().err == ""
+    stage.begin()
+    manifest = read_manifest(stage.complete())
+    assert manifest["versions"]["processor"] == "A AVX-512, A AVX2"
+    assert set(manifest["outputs"]) == {"A AVX-512.txt", "A AVX2.txt"}
+    # What is complete stays so, wherever it goes.
+    monkeypatch.setattr(run_folder, "processor", lambda: "B AVX")
+    assert Stage(tmp_path, "sft", {"steps": 3}, {}).is_complete
+
+
+def test_a_partial_folder_that_names_no_processor_is_gone_on_with(tmp_path, capsys):
+    with Stage(tmp_path, "sft", {"steps": 3}, {}) as stage:
+        work = stage.begin()
+        (work / "part.txt").write_text("made")
+        write_json(work / "plan.json", sealed({"format": 2, "plan": stage.plan}))
+    with stage:
+        stage.begin()
+        assert (work / "part.txt").is_file()
+        manifest = read_manifest(stage.complete())
+    assert manifest["versions"]["processor"] == processor()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vendor_id\t: X\nflags\t\t: fpu avx avx2 fma avx512f\n", "X AVX-512"),
+        ("processor: 0\nvendor_id : X\nflags : fpu avx avx2 fma\n\nprocessor: 1\n", "X AVX2"),
+        ("vendor_id : X\nflags : fpu avx\n", "X AVX"),
+        ("vendor_id : X\nflags : fpu sse2\n", "X here"),
+        ("Features : fp asimd\n", "here"),
+        (None, "here"),
+    ],
+)
+def test_a_processor_is_named_by_its_maker_and_vectors(tmp_path, monkeypatch, text, expected):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(run_folder, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(run_folder.platform, "machine", lambda: "here")
+    assert processor() == expected
