@@ -6,8 +6,9 @@ import itertools
 import math
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Rollouts:
         places = asked = 0
         groups = itertools.count()
         while waiting:
-            own = [_Ask(i, self.prompts[i]) for i in waiting]
+            own = self._asks(waiting)
             # A problem's groups: of its prompt, then of each prefix.
             families = [[g] for g in self._sample(own, step, groups, drawn.rounds, rows)]
             asked += len(waiting)
@@ -185,6 +186,22 @@ class Rollouts:
         if self.ranks.leads:
             write_rows(self.path(step), rows)
         return drawn
+
+    def _asks(self, problems: list[int]) -> list[_Ask]:
+        """Return the prompts of some problems.
+
+        Across the border of two epochs a step may hold a problem twice. Its second group has seeds
+        of its own, by the prompt's name: the same samples again would count twice in the update.
+        """
+        seen: Counter[int] = Counter()
+        asks = []
+        for problem in problems:
+            prompt, before = self.prompts[problem], seen[problem]
+            if before:
+                prompt = replace(prompt, id=f"{prompt.id}/again-{before}")
+            seen[problem] += 1
+            asks.append(_Ask(problem, prompt))
+        return asks
 
     def _prefixed(self, ask: _Ask, group: list[Sequence], step: int) -> list[_Ask]:
         """Return the prompts that go on from prefixes of a problem's samples."""
@@ -251,11 +268,11 @@ class Rollouts:
         if not any(log for _, _, log in found):
             return
         of = {
-            (s.problem_id, s.sample_index): (s, log)
+            (s.group, s.sample_index): (s, log)
             for (_, s), (_, _, log) in zip(whole, found, strict=True)
         }
         for row in rows:
-            key = (row["problem_id"], row.get("sample_index", -1))
+            key = (row.get("group", -1), row.get("sample_index", -1))
             if "prefix" not in row and key in of:
                 sequence, log = of[key]
                 row |= {"reward": sequence.reward, "steps": sequence.steps, **log}

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.schema import Problem
 from pipeline.batch import Sequence
-from pipeline.engines import Completion, Group, Prompt, Sampling
+from pipeline.engines import Completion, Group, Prompt, Sampling, sample_seed
 from pipeline.methods import dapo, grft, grpo
 from pipeline.records import rollout_figures
 from pipeline.reward import RewardConfig, RewardMaker
@@ -87,6 +87,42 @@ def test_a_method_without_refill_takes_every_group_once(tmp_path):
     assert drawn.chosen == drawn.everything
     assert len(drawn.chosen) == 16
     assert drawn.rounds == 0
+
+
+class Seeded(Engine):
+    """Samples what its seeds say, as every engine does."""
+
+    def generate(self, prompts, sampling):
+        groups = []
+        for prompt in prompts:
+            seeds = [sample_seed(sampling.seed, sampling.step, prompt.id, i) for i in range(4)]
+            found = [Completion([s % 97], [-1.0], "yes", "stop", s) for s in seeds]
+            groups.append(Group(prompt, found))
+        return groups
+
+
+def test_a_problem_that_stands_twice_in_a_step_is_sampled_twice(tmp_path, monkeypatch):
+    """Two epochs' border goes through a step of four of three problems."""
+    method = grpo.create(grpo.Config())
+    made = rollouts(tmp_path, [0, 0, 0], method, 4)
+    made.engine = Seeded([0, 0, 0])  # type: ignore[assignment]
+
+    def score(problems, sequences):
+        return [{"note": s.completion[0]} for s in sequences]
+
+    monkeypatch.setattr(method, "score", score)
+    (twice,) = [i for i in range(3) if made.order(0).count(i) == 2]
+    drawn = made.draw(0)
+    assert [s.group for s in drawn.everything] == [g for g in range(4) for _ in range(4)]
+    rows = [json.loads(line) for line in made.path(0).read_text().splitlines()]
+    assert len({row["seed"] for row in rows}) == 16
+    assert sum(row["problem_id"] == f"p{twice}" for row in rows) == 8
+    assert [row["note"] for row in rows] == [row["token_ids"][0] for row in rows]
+    # What stands once, and the first of two, is drawn as by its own name.
+    first = {row["group"]: row for row in reversed(rows)}
+    for place, problem in enumerate(made.order(0)):
+        own = first[place]["seed"] == sample_seed(3, 0, f"p{problem}", 0)
+        assert own == (made.order(0).index(problem) == place)
 
 
 def test_a_batch_is_refilled_until_it_is_full_of_mixed_groups(tmp_path, capsys):
