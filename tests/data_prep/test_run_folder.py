@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -69,7 +70,28 @@ print("done", flush=True)
 """
 
 
-def test_a_stage_that_is_being_renamed_is_left_to_the_process_that_does_it(root, tmp_path):
+def test_a_stage_that_is_being_renamed_is_waited_for_a_moment(root, tmp_path):
+    """Of two processes that find it so, the second finds it complete."""
+    run = tmp_path / "run"
+    words = [sys.executable, "-c", SLOW, str(run)]
+    with subprocess.Popen(
+        words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "renames\n"
+        goes_on = threading.Timer(0.2, other.stdin.write, ["go on\n"])
+        goes_on.start()
+        try:
+            assert Stage(run, "sft", {}, {}).is_complete
+        finally:
+            goes_on.join()
+
+
+def test_a_stage_that_is_being_renamed_is_left_to_the_process_that_does_it(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("data_prep.run_folder.RENAME_S", 0.0)
     run = tmp_path / "run"
     other = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(run)],
