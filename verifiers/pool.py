@@ -119,12 +119,14 @@ class VerifierPool:
         self._closed = True
         if os.getpid() != self._pid:
             return
-        for _ in self._threads:
+        with self._lock:
+            threads, spare_thread = list(self._threads), self._spare_thread
+        for _ in threads:
             self._tasks.put(None)
-        for thread in self._threads:
+        for thread in threads:
             thread.join()
-        if self._spare_thread is not None:
-            self._spare_thread.join()
+        if spare_thread is not None:
+            spare_thread.join()
         for spare in self._spares:
             spare.kill()
 
@@ -248,7 +250,9 @@ class VerifierPool:
 
     def _next_process(self) -> Process:
         """Take the spare that a slow row has prepared, or start a process."""
-        thread = self._spare_thread
+        # A thread is set and started under the lock; one that has not begun cannot be waited for.
+        with self._lock:
+            thread = self._spare_thread
         if thread is not None:
             thread.join()
         with self._lock:

@@ -4,7 +4,9 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,6 +92,33 @@ def test_a_successor_is_ready_when_a_worker_is_killed(odd: str) -> None:
         assert len(spare) == 1
         assert pool.verify_many([("a", "a")])[0].is_correct
         assert [process.pid for process in pool._processes.values()] == spare
+
+
+def test_a_worker_lost_while_a_successor_is_about_to_start_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starting, go_on = threading.Event(), threading.Event()
+
+    class SlowThread(threading.Thread):
+        def start(self) -> None:
+            starting.set()
+            assert go_on.wait(60)
+            super().start()
+
+    with VerifierPool(workers=2) as pool, ThreadPoolExecutor(2) as threads:
+        pool.start()
+        slow = SimpleNamespace(Thread=SlowThread, Lock=threading.Lock)
+        monkeypatch.setattr("verifiers.pool.threading", slow)
+        preparing = threads.submit(pool._prepare_spare)
+        assert starting.wait(60)
+        taken = threads.submit(pool._next_process)
+        with pytest.raises(TimeoutError):
+            taken.result(0.2)
+        go_on.set()
+        preparing.result(60)
+        process = taken.result(60)
+        assert process.alive and pool._spares == []
+        process.kill()
 
 
 def test_a_worker_stays_below_its_memory_limit(odd: str) -> None:
