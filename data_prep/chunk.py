@@ -26,12 +26,12 @@ from data_prep.errors import UserError
 from data_prep.files import disk_errors, file_hash
 from data_prep.formatting import Formatter, Message, Row
 from data_prep.jsonl import write_json
+from data_prep.manifest import FORMAT, read_sealed, sealed
 from data_prep.mixture_config import MixtureConfig
 from data_prep.normalise import normalise
 from data_prep.plugins import load_plugin
 from data_prep.reading import Rejected, Stretch, convert, read_stretch
 from data_prep.rows import messages_of
-from data_prep.run_folder import FORMAT, read_sealed, sealed
 from data_prep.schema import Chat, Item, Problem
 
 SCHEMA = pa.schema(

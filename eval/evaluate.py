@@ -34,7 +34,8 @@ from data_prep.config import fingerprint, validate
 from data_prep.errors import UserError
 from data_prep.files import Journal, file_hash
 from data_prep.jsonl import read_json, write_json, write_rows
-from data_prep.run_folder import Stage, input_hash
+from data_prep.manifest import input_hash
+from data_prep.run_folder import Stage
 from data_prep.schema import Problem
 from eval.figures import SCHEMA, suite_figures
 from eval.grading import Graded, grade, read_graded, write_graded

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from data_prep.config import fingerprint
-from data_prep.run_folder import read_manifest, stage_of
+from data_prep.manifest import read_manifest, stage_of
 
 PARTS = {
     "parameters": ("*/checkpoint/*.safetensors",),

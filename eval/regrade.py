@@ -22,7 +22,7 @@ from typing import Any
 from data_prep.arguments import Arguments, above_zero, at_least
 from data_prep.errors import UserError, command
 from data_prep.jsonl import read_json, read_rows, write_json, write_rows
-from data_prep.run_folder import check_stage, read_manifest
+from data_prep.manifest import check_stage, read_manifest
 from data_prep.schema import read_problems
 from eval.figures import intervals, suite_values
 from eval.grading import Graded, grade, read_graded, write_graded

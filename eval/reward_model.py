@@ -21,8 +21,8 @@ from tqdm import tqdm
 from data_prep.errors import UserError
 from data_prep.files import file_hash
 from data_prep.jsonl import column, read_rows
+from data_prep.manifest import input_hash
 from data_prep.plugins import load_plugin
-from data_prep.run_folder import input_hash
 from eval.models import is_scalar_model
 from pipeline.engines import Prompt
 from pipeline.model import load_tokenizer

@@ -21,7 +21,8 @@ from data_prep.arguments import Arguments, at_least, unknown_argument
 from data_prep.config import Config, fingerprint, plugin_config, validate
 from data_prep.errors import UserError, command, nearest
 from data_prep.jsonl import read_json
-from data_prep.run_folder import folder_name, read_manifest
+from data_prep.manifest import read_manifest
+from data_prep.run_folder import folder_name
 from eval.evaluate import Job, evaluate, prompts_of, sandbox_of
 from eval.models import check_model, fetch_model
 from eval.profile import load_evaluation_profile

@@ -17,7 +17,8 @@ import yaml
 
 from data_prep.files import writing
 from data_prep.jsonl import read_rows
-from data_prep.run_folder import read_manifest, versions
+from data_prep.manifest import read_manifest
+from data_prep.versions import versions
 from pipeline.config import RunConfig, TrainConfig
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -32,7 +32,7 @@ from torch import nn
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, file_hash, prefix_hash, prefix_of, sync
 from data_prep.jsonl import write_json
-from data_prep.run_folder import FORMAT, VOLATILE, read_sealed, sealed
+from data_prep.manifest import FORMAT, VOLATILE, read_sealed, sealed
 from pipeline.ranks import ALONE, Ranks
 from pipeline.split import part_for, whole
 

@@ -22,7 +22,7 @@ from data_prep.content_policy import content_policy
 from data_prep.errors import UserError, command
 from data_prep.files import writing
 from data_prep.jsonl import read_rows, script_json
-from data_prep.run_folder import check_stage, stage_of
+from data_prep.manifest import check_stage, stage_of
 from pipeline.coefficients import path_of, read_coefficients
 from pipeline.records import HISTOGRAM_EDGES
 from pipeline.segments import token_ends

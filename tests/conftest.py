@@ -15,7 +15,7 @@ import pytest
 from data_prep.config import fingerprint
 from data_prep.files import file_hash
 from data_prep.jsonl import read_json, write_json
-from data_prep.run_folder import sealed
+from data_prep.manifest import sealed
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -90,7 +90,7 @@ def measure_resume(folder: Path, asked: dict[str, int], workers: int, whole: Pat
     """Kill a second build half-way with SIGKILL, let it go on, and compare it byte for byte."""
     import tomli_w
 
-    from data_prep.run_folder import VOLATILE
+    from data_prep.manifest import VOLATILE
 
     table = configuration(folder / "raw", asked, workers)
     chunks = sum(-(-int(count * SPARE + 50) // 4096) for count in asked.values())
@@ -318,7 +318,7 @@ def measure_training(folder: Path) -> dict:
 
 
 def versions() -> dict:
-    from data_prep.run_folder import versions as found
+    from data_prep.versions import versions as found
 
     return {**found(), "cores": os.cpu_count(), "system": platform.platform()}
 

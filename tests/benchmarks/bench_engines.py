@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from data_prep.run_folder import versions
+from data_prep.versions import versions
 from pipeline.engines import Group, Prompt, Sampling
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_prep.errors import UserError
 from data_prep.jsonl import write_json, write_rows
-from data_prep.run_folder import versions
 from data_prep.schema import Problem
+from data_prep.versions import versions
 from eval.figures import suite_figures
 from eval.grading import grade, read_graded, write_graded
 from eval.report import write_report

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_prep.jsonl import read_json
-from data_prep.run_folder import versions
+from data_prep.versions import versions
 from eval.sample_log import log_shards
 from pipeline.samples import read_samples
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from data_prep.build import build
-from data_prep.run_folder import versions
+from data_prep.versions import versions
 from pipeline.config import RunConfig
 from pipeline.forecast import forecast
 from pipeline.generate import generate

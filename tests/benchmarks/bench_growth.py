@@ -45,7 +45,7 @@ import psutil
 import torch
 from growth_figures import AXES, draw, markdown, summary
 
-from data_prep.run_folder import versions
+from data_prep.versions import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench_files import DATA, FILES, ROOT, checkpoint
 
 from data_prep.jsonl import read_json, read_rows, write_rows
-from data_prep.run_folder import versions
+from data_prep.versions import versions
 from pipeline.model import load_tokenizer
 
 VENV = ROOT / "runs" / "lm-eval"

@@ -135,7 +135,7 @@ def main() -> None:
     if known.one:
         run_one(known.one, known, known.folder)
         return
-    from data_prep.run_folder import versions
+    from data_prep.versions import versions
 
     shape = {k: getattr(known, k) for k in ("vocabulary", "tokens", "hidden", "threads")}
     machine = {"machine": platform.machine(), "versions": versions()}

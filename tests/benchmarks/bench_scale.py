@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from data_prep.jsonl import dump_row
-from data_prep.run_folder import versions
+from data_prep.versions import versions
 from pipeline.batch import Sequence, flatten
 from pipeline.engines import Completion, Group, Prompt
 from pipeline.ranks import balanced

@@ -47,7 +47,7 @@ import torch
 from data_prep.build import build
 from data_prep.config import validate
 from data_prep.jsonl import read_rows
-from data_prep.run_folder import versions
+from data_prep.versions import versions
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.engines.embedded import EmbeddedEngine
 from pipeline.train import train

@@ -574,7 +574,7 @@ def main() -> None:
         prepare(work, name)
     if known.prepare:
         return None
-    from data_prep.run_folder import versions
+    from data_prep.versions import versions
 
     commit = ["git", "rev-parse", "HEAD"]
     result: dict[str, Any] = {

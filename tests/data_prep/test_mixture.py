@@ -20,10 +20,10 @@ from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
 from data_prep.jsonl import read_json
 from data_prep.loader import Sequences
+from data_prep.manifest import VOLATILE
 from data_prep.mixture import build_mixture
 from data_prep.mixture_config import MixtureConfig
 from data_prep.mixture_figures import _histogram
-from data_prep.run_folder import VOLATILE
 from data_prep.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

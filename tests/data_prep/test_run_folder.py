@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import data_prep.versions
 from data_prep import run_folder
 from data_prep.errors import UserError
 from data_prep.jsonl import write_json
-from data_prep.run_folder import Stage, processor, read_manifest, sealed, stage_of
+from data_prep.manifest import read_manifest, sealed, stage_of
+from data_prep.run_folder import Stage
+from data_prep.versions import processor
 
 
 @pytest.mark.parametrize("value", [[{"a": 1}], {"result": "ok"}, {"plan": 1}, {}, 3])
@@ -280,6 +283,6 @@ def test_a_partial_folder_that_names_no_processor_is_gone_on_with(tmp_path, caps
 def test_a_processor_is_named_by_its_maker_and_vectors(tmp_path, monkeypatch, text, expected):
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(run_folder, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(run_folder.platform, "machine", lambda: "here")
+    monkeypatch.setattr(data_prep.versions, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(data_prep.versions.platform, "machine", lambda: "here")
     assert processor() == expected

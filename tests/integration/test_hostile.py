@@ -22,9 +22,10 @@ from data_prep.errors import UserError
 from data_prep.formatting import Formatter, load_formatter
 from data_prep.inspect import coloured
 from data_prep.jsonl import LONGEST_ROW, parse_row, read_json, read_rows, write_json
+from data_prep.manifest import sealed
 from data_prep.preflight import preflight
 from data_prep.reading import LARGEST_ARRAY, _table
-from data_prep.run_folder import Stage, sealed
+from data_prep.run_folder import Stage
 from data_prep.tokenizer import load_tokenizer as load_fast_tokenizer
 from data_prep.tokenizer import train_tokenizer
 from eval.collect import collect

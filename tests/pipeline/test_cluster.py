@@ -20,7 +20,7 @@ import pipeline.cluster
 from data_prep.build import build
 from data_prep.cluster import Cluster, ClusterConfig, require_room
 from data_prep.errors import UserError
-from data_prep.run_folder import VOLATILE
+from data_prep.manifest import VOLATILE
 from pipeline.config import load_run
 from pipeline.engines.embedded import Config as EmbeddedConfig
 from pipeline.generate import generate

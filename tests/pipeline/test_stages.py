@@ -18,8 +18,8 @@ from data_prep.errors import UserError
 from data_prep.formatting import load_formatter
 from data_prep.jsonl import read_rows, write_rows
 from data_prep.judged import tokenise_judged, write_judged
+from data_prep.manifest import read_manifest
 from data_prep.plugins import plugin_names
-from data_prep.run_folder import read_manifest
 from data_prep.schema import LabelledSteps, Preference
 from pipeline import generate as generate_module
 from pipeline import rollout as rollout_module
