@@ -181,21 +181,21 @@ def _train(
             }
             if records is not None:
                 records.write(step, figures, timing)
-            interruption.asked = ranks.any(interruption.asked)
+            stops = ranks.any(interruption.asked)
             if config.sample_budget:
                 drawn_so_far = ranks.lead(lambda: records.samples if records else 0)
                 if drawn_so_far >= config.sample_budget:
                     break
-            if step + 1 < data.steps and (
-                (step + 1) % config.save_every == 0 or interruption.asked
-            ):
+            if step + 1 < data.steps and ((step + 1) % config.save_every == 0 or stops):
                 needed = [] if ahead is None else ahead.keep(step + 1)
                 oldest = save_state(work, step + 1, parts, config.keep_states, needed, ranks)
                 if ahead is not None:
                     ahead.drop(oldest)
-                if interruption.asked:
+                # A signal may have come to some of them meanwhile; they stop together or go on.
+                if ranks.any(interruption.asked):
+                    interruption.asked = True
                     ranks.wait()  # a launcher stops the leader when the others have ended
-                interruption.check()
+                    interruption.check()
 
     # A signal of the last step, or from here on, ends the run when the stage is published.
     weights = dict(trained_weights(trainer, ranks))

@@ -2,14 +2,16 @@
 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=… python tests/pipeline/ranks_driver.py JOBS.json
 
-A job: config, stage, parallel, port, and `stop`, the number of steps after whose saved state the
-processes stop as if they were killed (0 for never). With a world of one it trains alone.
+A job: config, stage, parallel, port, `stop`, the number of steps after whose saved state the
+processes stop as if they were killed (0 for never), and `interrupt`, that of those after which the
+first process alone gets Ctrl-C while it saves. With a world of one it trains alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -37,12 +39,14 @@ def run(job: dict) -> None:
         oldest = save_state(work, step, *others)
         if step == job["stop"]:
             raise Stopped
+        if step == job["interrupt"] and os.environ["RANK"] == "0":
+            signal.raise_signal(signal.SIGINT)
         return oldest
 
     pipeline.train.save_state = save
     try:
         pipeline.train.train(config, stage)
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()

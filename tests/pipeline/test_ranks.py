@@ -135,13 +135,14 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def job(config: Path, stage: str, parallel: str, stop: int = 0) -> dict:
+def job(config: Path, stage: str, parallel: str, stop: int = 0, interrupt: int = 0) -> dict:
     return {
         "config": str(config),
         "stage": stage,
         "parallel": parallel,
         "port": free_port(),
         "stop": stop,
+        "interrupt": interrupt,
     }
 
 
@@ -215,7 +216,10 @@ def alone(config: Path, stage: str) -> None:
 
 
 def test_two_processes_train_what_one_does(prepared, tmp_path):
-    """SFT and GRPO under both kinds; then GRPO stopped in two processes goes on in one."""
+    """SFT and GRPO under both kinds; then GRPO stopped in two processes goes on in one.
+
+    It is killed, or one of them gets Ctrl-C while a state is saved: they stop together.
+    """
     one = copy_of(prepared, tmp_path / "one")
     alone(one, "grpo")
     jobs, copies = [], {}
@@ -225,13 +229,16 @@ def test_two_processes_train_what_one_does(prepared, tmp_path):
         jobs += [job(copies[parallel], stage, parallel) for stage in ("sft", "grpo")]
     stopped = copy_of(prepared, tmp_path / "stopped")
     jobs.append(job(stopped, "grpo", "fsdp2", stop=4))
+    interrupted = copy_of(prepared, tmp_path / "interrupted")
+    jobs.append(job(interrupted, "grpo", "ddp", interrupt=4))
     together(2, jobs, tmp_path)
     for copied in copies.values():
         for stage in ("sft", "grpo"):
             assert_equal(one, copied, stage)
-    assert (tmp_path / "stopped" / "run" / "grpo.partial" / "state").is_dir()
-    alone(stopped, "grpo")
-    assert_equal(one, stopped, "grpo")
+    for early in (stopped, interrupted):
+        assert (early.parent / "run" / "grpo.partial" / "state" / "step-000004").is_dir()
+        alone(early, "grpo")
+        assert_equal(one, early, "grpo")
 
 
 STAGES = ("sft", "rft", "dpo", "grpo", "ppo", "ppo_separate", "judge", "segments", "ahead")
