@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -294,7 +294,14 @@ class Stage:
                 print(f"{self.work}: no plan.json; the stage begins again", file=sys.stderr)
             return False
         found = read_sealed(plan_file, self._mend)
-        return found.get("plan", found) == self.plan
+        before = found.get("plan", found)
+        if before == self.plan:
+            return True
+        print(
+            f"{self.work}: begun with {_differences(before, self.plan)}; the stage begins again",
+            file=sys.stderr,
+        )
+        return False
 
     def complete(self, scratch: tuple[str, ...] = (), **counts: Any) -> Path:
         """Write the manifest and give the folder its final name; return it.
@@ -377,6 +384,28 @@ class Stage:
         finally:
             if taken:
                 self.release()
+
+
+def _differences(before: Any, now: Any, most: int = 3) -> str:
+    """Return in what two plans differ, by dotted keys."""
+
+    def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, Mapping) and value:
+            for name, inner in value.items():
+                yield from leaves(inner, f"{key}.{name}" if key else str(name))
+        else:
+            yield key, value
+
+    old, new = dict(leaves(before, "")), dict(leaves(now, ""))
+    keys = [key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...)]
+
+    def shown(values: dict[str, Any], key: str) -> str:
+        return f"{values[key]!r:.60}" if key in values else "nothing"
+
+    said = [f"{key} = {shown(old, key)}, now {shown(new, key)}" for key in keys[:most]]
+    if len(keys) > most:
+        said.append(f"{len(keys) - most} more")
+    return "; ".join(said)
 
 
 def _remove(folder: Path) -> None:

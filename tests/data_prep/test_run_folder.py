@@ -286,3 +286,20 @@ def test_a_processor_is_named_by_its_maker_and_vectors(tmp_path, monkeypatch, te
     monkeypatch.setattr(data_prep.versions, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(data_prep.versions.platform, "machine", lambda: "here")
     assert processor() == expected
+
+
+def test_a_partial_folder_of_another_plan_says_what_differs_and_begins_again(tmp_path, capsys):
+    settings = {"steps": 3, "method": {"kind": "grpo", "clip_high": 0.2}, "a": 1, "b": [1]}
+    with Stage(tmp_path, "sft", settings, {}) as stage:
+        (stage.begin() / "part.txt").write_text("made")
+    changed = {"steps": 3, "method": {"kind": "grpo", "clip_high": 0.28}, "b": [1]}
+    with Stage(tmp_path, "sft", changed, {}) as stage:
+        assert [path.name for path in stage.begin().iterdir()] == ["plan.json"]
+    said = capsys.readouterr().err
+    assert "sft.partial: begun with " in said and said.endswith("; the stage begins again\n")
+    assert "method.clip_high = 0.2, now 0.28; " in said and "a = 1, now nothing" in said
+    assert "steps" not in said
+    with Stage(tmp_path, "sft", {str(key): key for key in range(9)}, {}) as stage:
+        stage.begin()
+    # Five keys are gone and nine have come; the first three are enough.
+    assert "more; the stage begins again" in capsys.readouterr().err
