@@ -130,10 +130,15 @@ class Cluster(Generic[Task, Found]):
             max_restarts=-1,
             max_task_retries=RETRIES,
         )(_Worker)
-        self._workers = [remote.remote(self.make) for _ in range(config.workers)]
+
+        def start() -> None:
+            self._workers = [remote.remote(self.make) for _ in range(config.workers)]
+
+        if not self.reserves:
+            start()
+            return
         try:
-            if self.reserves:
-                require_room(self._ray, config, config.gpus)
+            start_with_room(self._ray, config, config.gpus, start)
         except BaseException:
             self._end()
             raise
@@ -240,11 +245,26 @@ def connect(config: ClusterConfig) -> Callable[[], None]:
     return leave
 
 
+def start_with_room(
+    ray: Any, config: ClusterConfig, gpus: float, start: Callable[[], None]
+) -> None:
+    """Start workers on a cluster that has room for them, or is to get it; see `require_room`.
+
+    A cluster that starts machines by itself does so for workers that wait for a place, so there
+    they are started first. Elsewhere they are not: one that is killed while it starts may keep its
+    core from others for ever (seen with Ray 2.60).
+    """
+    if not config.wait_s:
+        require_room(ray, config, gpus)
+    start()
+    if config.wait_s:
+        require_room(ray, config, gpus)
+
+
 def require_room(ray: Any, config: ClusterConfig, gpus: float) -> None:
     """Wait until a cluster has cores and GPUs for its workers; refuse those it never has room for.
 
-    Ray does not say whether a cluster starts machines by itself, so the configuration does. Such a
-    cluster grows for workers that wait for a place, so they are asked for before this.
+    Ray does not say whether a cluster starts machines by itself, so the configuration does.
 
     Args:
         ray: Ray.

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.cluster import ClusterConfig, connect, import_ray, require_room
+from data_prep.cluster import ClusterConfig, connect, import_ray, start_with_room
 from data_prep.errors import UserError
 from pipeline.engines._servers import Servers, Transfer, free_ports, is_loopback
 from pipeline.engines._vllm import VllmConfig
@@ -80,8 +80,11 @@ class Fleet:
                 scheduling_strategy="SPREAD",
                 max_restarts=0,
             )(_Keeper)
-            self._workers = [remote.remote() for _ in ports]
-            require_room(ray, cluster, gpus)
+
+            def start() -> None:
+                self._workers = [remote.remote() for _ in ports]
+
+            start_with_room(ray, cluster, gpus, start)
             deadline = time.monotonic() + wait_s
             nodes = self._all([worker.node.remote() for worker in self._workers], deadline)
             here = ray.get_runtime_context().get_node_id()

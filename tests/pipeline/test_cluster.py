@@ -18,7 +18,7 @@ import pytest
 import eval.evaluate
 import pipeline.cluster
 from data_prep.build import build
-from data_prep.cluster import Cluster, ClusterConfig, require_room
+from data_prep.cluster import Cluster, ClusterConfig, require_room, start_with_room
 from data_prep.errors import UserError
 from data_prep.manifest import VOLATILE
 from pipeline.config import load_run
@@ -185,6 +185,20 @@ def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, caps
     with pytest.raises(UserError, match="on 1 in all, after 60 s"):
         require_room(Growing(), config, 1.0)
     require_room(Growing(), at_once, 0.0)
+
+
+def test_workers_are_started_before_the_wait_and_not_before_a_refusal(monkeypatch):
+    """Waiting workers are what a cluster grows for; one killed as it starts may keep a core."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    ray, started = Growing(), []
+    config = ClusterConfig(workers=2, gpus=1.0)
+    with pytest.raises(UserError, match="on 0 in all"):
+        start_with_room(ray, config, 1.0, lambda: started.append(ray.asked))
+    assert started == []
+    ray = Growing()
+    grows = config.model_copy(update={"wait_s": 60.0})
+    start_with_room(ray, grows, 1.0, lambda: started.append(ray.asked))
+    assert started == [0] and ray.asked == 3
 
 
 def test_a_missing_ray_is_said(monkeypatch):
