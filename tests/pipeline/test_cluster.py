@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,8 +171,14 @@ class Growing:
         return {"CPU": 8.0, "GPU": self.asked - 1.0} if self.asked > 1 else {"CPU": 8.0}
 
 
+def clock(monkeypatch: pytest.MonkeyPatch, times: Iterator[float], sleep=lambda seconds: None):
+    """Give `data_prep.cluster` a clock of its own: the threads of others keep theirs."""
+    own = SimpleNamespace(monotonic=lambda: next(times), sleep=sleep)
+    monkeypatch.setattr("data_prep.cluster.time", own)
+
+
 def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, capsys):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    clock(monkeypatch, itertools.repeat(0.0))
     config = ClusterConfig(workers=2, gpus=1.0, wait_s=60.0)
     ray = Growing()
     require_room(ray, config, 1.0)
@@ -180,8 +188,7 @@ def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, caps
     at_once = config.model_copy(update={"wait_s": 0.0})
     with pytest.raises(UserError, match=r"on 0 in all\n.*\n.*starts machines by itself set wait_s"):
         require_room(Growing(), at_once, 1.0)
-    clock = iter(range(0, 1000, 59))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    clock(monkeypatch, itertools.count(0.0, 59.0))
     with pytest.raises(UserError, match="on 1 in all, after 60 s"):
         require_room(Growing(), config, 1.0)
     require_room(Growing(), at_once, 0.0)
@@ -189,7 +196,7 @@ def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, caps
 
 def test_workers_are_started_before_the_wait_and_not_before_a_refusal(monkeypatch):
     """Waiting workers are what a cluster grows for; one killed as it starts may keep a core."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    clock(monkeypatch, itertools.repeat(0.0))
     ray, started = Growing(), []
     config = ClusterConfig(workers=2, gpus=1.0)
     with pytest.raises(UserError, match="on 0 in all"):
