@@ -32,7 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_prep.config import Config
 from data_prep.errors import UserError
@@ -58,7 +58,8 @@ class ClusterConfig(Config):
         address: Of a cluster that is running ("auto" for the one this machine belongs to); empty
             starts Ray on this machine and ends it with the stage.
         wait_s: Longest wait for machines that a cluster starts by itself, or that are to join,
-            where it has no room for the workers; 0 refuses at once.
+            where it has no room for the workers; 0 refuses at once. Ray on this machine alone
+            gets no more.
     """
 
     workers: int = Field(default=2, ge=1)
@@ -66,6 +67,16 @@ class ClusterConfig(Config):
     gpus: float = Field(default=0.0, ge=0.0)
     address: str = ""
     wait_s: float = Field(default=0.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _waits_for_a_cluster(self) -> ClusterConfig:
+        if self.wait_s > 0.0 and self.address in ("", "local"):
+            raise ValueError(
+                f"wait_s is {self.wait_s:g} and address {self.address!r}: Ray is then this "
+                "machine's own and no other joins it; give the cluster's address "
+                "('auto' for the one that this machine belongs to), or leave wait_s out"
+            )
+        return self
 
 
 class Cluster(Generic[Task, Found]):

@@ -136,7 +136,9 @@ def cluster_of(address: str, table: ClusterConfig | None) -> ClusterConfig:
     found = table or ClusterConfig(address="auto")
     if not address:
         return found
-    return found.model_copy(update={"address": "" if address == "local" else address})
+    if address == "local":  # which no machine will join
+        return found.model_copy(update={"address": "", "wait_s": 0.0})
+    return found.model_copy(update={"address": address})
 
 
 def _watch(servers: Servers | Fleet) -> None:

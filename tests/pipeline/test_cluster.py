@@ -179,7 +179,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, times: Iterator[float], sleep=lambda 
 
 def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, capsys):
     clock(monkeypatch, itertools.repeat(0.0))
-    config = ClusterConfig(workers=2, gpus=1.0, wait_s=60.0)
+    config = ClusterConfig(workers=2, gpus=1.0, address="auto", wait_s=60.0)
     ray = Growing()
     require_room(ray, config, 1.0)
     assert ray.asked == 3  # none, one, two GPUs
@@ -194,11 +194,23 @@ def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, caps
     require_room(Growing(), at_once, 0.0)
 
 
+@pytest.mark.parametrize("address", ["", 'address = "local"\n'])
+def test_a_ray_of_this_machine_alone_is_not_waited_for(tmp_path, address):
+    text = SMALL + f"\n[cluster]\n{address}wait_s = 60.0\n"
+    path = write_small(tmp_path, text=text)
+    with pytest.raises(UserError, match="wait_s is 60 and address '.*no other joins it") as error:
+        load_run(path)
+    assert str(path) in str(error.value)
+    assert "key 'cluster'" in str(error.value)
+    path = write_small(tmp_path, text=SMALL + '\n[cluster]\naddress = "auto"\nwait_s = 60.0\n')
+    assert load_run(path).cluster == ClusterConfig(address="auto", wait_s=60.0)
+
+
 def test_workers_are_started_before_the_wait_and_not_before_a_refusal(monkeypatch):
     """Waiting workers are what a cluster grows for; one killed as it starts may keep a core."""
     clock(monkeypatch, itertools.repeat(0.0))
     ray, started = Growing(), []
-    config = ClusterConfig(workers=2, gpus=1.0)
+    config = ClusterConfig(workers=2, gpus=1.0, address="auto")
     with pytest.raises(UserError, match="on 0 in all"):
         start_with_room(ray, config, 1.0, lambda: started.append(ray.asked))
     assert started == []

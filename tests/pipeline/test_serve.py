@@ -238,6 +238,9 @@ def test_which_cluster_is_meant():
     assert cluster_of("", None).address == "auto"
     assert cluster_of("local", table).address == ""
     assert cluster_of("other:1", table).cpus == 4.0
+    waits = table.model_copy(update={"wait_s": 60.0})
+    assert cluster_of("other:1", waits).wait_s == 60.0
+    assert cluster_of("local", waits).wait_s == 0.0
     with pytest.raises(UserError, match="add --cluster"):
         main(["--model", "m", "--host", "node"])
 
