@@ -36,6 +36,7 @@ from pydantic import Field, model_validator
 
 from data_prep.config import Config
 from data_prep.errors import UserError
+from data_prep.interruption import check_all
 
 Task = TypeVar("Task")
 Found = TypeVar("Found")
@@ -284,6 +285,7 @@ def require_room(ray: Any, config: ClusterConfig, gpus: float) -> None:
 
     Raises:
         UserError: There is no room after `config.wait_s`: they would wait for ever.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came, also where a stage holds them back.
     """
     until = time.monotonic() + config.wait_s
     says = True
@@ -307,6 +309,7 @@ def require_room(ray: Any, config: ClusterConfig, gpus: float) -> None:
                 file=sys.stderr,
             )
         time.sleep(min(1.0, left))
+        check_all()
 
 
 def _short(has: dict[str, float], config: ClusterConfig, gpus: float) -> tuple[str, str] | None:

@@ -14,6 +14,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A signal may reach a whole group of processes and be handed on by the one that started this one:
 # one of another kind, or of the same kind within this time, is the same wish.
 ONE_WISH_S = 2.0
+# Those that hold signals back.
+_held: list[Interruption] = []
+
+
+def check_all() -> None:
+    """End here if a signal has come that somebody holds back: while nothing is made yet.
+
+    Raises:
+        KeyboardInterrupt: A signal has come.
+    """
+    for interruption in tuple(_held):
+        interruption.check()
 
 
 class Interruption:
@@ -49,6 +61,7 @@ class Interruption:
                 if signal.getsignal(number) == signal.SIG_IGN:
                     continue
                 self._before[number] = signal.signal(number, self._note)
+            _held.append(self)
         return self
 
     def __exit__(
@@ -61,6 +74,8 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        if self in _held:
+            _held.remove(self)
 
     def check(self) -> None:
         """End here if a signal has come: what was made is whole.

@@ -22,6 +22,7 @@ import pipeline.cluster
 from data_prep.build import build
 from data_prep.cluster import Cluster, ClusterConfig, require_room, start_with_room
 from data_prep.errors import UserError
+from data_prep.interruption import Interruption
 from data_prep.manifest import VOLATILE
 from pipeline.config import load_run
 from pipeline.engines.embedded import Config as EmbeddedConfig
@@ -192,6 +193,29 @@ def test_a_cluster_that_grows_is_waited_for_as_long_as_it_says(monkeypatch, caps
     with pytest.raises(UserError, match="on 1 in all, after 60 s"):
         require_room(Growing(), config, 1.0)
     require_room(Growing(), at_once, 0.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_though_a_stage_holds_it_back(monkeypatch, capfd, number):
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            os.kill(os.getpid(), number)
+
+    clock(monkeypatch, itertools.count(0.0), sleep)
+    config = ClusterConfig(workers=100, address="auto", wait_s=60.0)
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 2.0})
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), Interruption("shard") as interruption:
+        require_room(ray, config, 0.0)
+    assert interruption.asked and len(waited) == 3
+    assert "stopping when this shard is complete" in capfd.readouterr().err
+    # What another one was told before is past.
+    assert signal.getsignal(number) is before
+    with pytest.raises(UserError, match="after 60 s"), Interruption("shard"):
+        require_room(ray, config, 0.0)
 
 
 @pytest.mark.parametrize("address", ["", 'address = "local"\n'])
