@@ -43,6 +43,7 @@ from pipeline.engines._fleet import NODE, Fleet
 from pipeline.engines._servers import LOOPBACK, Servers, free_ports, is_loopback
 from pipeline.engines._vllm import VllmConfig
 from pipeline.engines.vllm_server import Config
+from verifiers.plain import plain
 
 
 def settings(table: dict[str, Any], words: list[str], options: Sequence[str] = ()) -> Config:
@@ -144,20 +145,27 @@ def cluster_of(address: str, table: ClusterConfig | None) -> ClusterConfig:
 def _watch(servers: Servers | Fleet) -> None:
     """Wait until every server has ended; tell of each.
 
+    One whose worker cannot tell is given up, and ends with the others.
+
     Raises:
         UserError: All have.
     """
     running = set(range(len(servers.urls)))
     while running:
         for number in sorted(running):
-            status = servers.ended(number)
+            try:
+                status = servers.ended(number)
+            except UserError as error:
+                running.remove(number)
+                _say(f"lost: {plain(error)}")
+                continue
             if status is not None:
                 running.remove(number)
                 _say(f"{servers.urls[number]} {status}:\n{servers.tail(number)}")
         time.sleep(0.5)
     raise UserError(
         "python -m pipeline.serve",
-        "every server has ended",
+        "every server has ended or is lost",
         "servers that run until Ctrl-C",
         "see above what they said last; python -m pipeline.doctor checks vLLM and the GPU",
     )

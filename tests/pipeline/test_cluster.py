@@ -222,7 +222,7 @@ def test_a_signal_ends_the_wait_though_a_stage_holds_it_back(monkeypatch, capfd,
 def test_a_ray_of_this_machine_alone_is_not_waited_for(tmp_path, address):
     text = SMALL + f"\n[cluster]\n{address}wait_s = 60.0\n"
     path = write_small(tmp_path, text=text)
-    with pytest.raises(UserError, match="wait_s is 60 and address '.*no other joins it") as error:
+    with pytest.raises(UserError, match=r"wait_s is 60 and address '.*no other joins it") as error:
         load_run(path)
     assert str(path) in str(error.value)
     assert "key 'cluster'" in str(error.value)

@@ -13,6 +13,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,7 +35,7 @@ from pipeline.engines._servers import (
     is_loopback,
 )
 from pipeline.engines._transfer import OfflineClient, Together
-from pipeline.serve import cluster_of, main, settings
+from pipeline.serve import _watch, cluster_of, main, settings
 
 
 def flags(words: list[str]) -> dict[str, str]:
@@ -451,3 +452,33 @@ def test_a_worker_that_cannot_tell_of_its_server_is_named(recwarn):
         assert "Traceback" not in str(error.value)
     finally:
         leave()
+
+
+class OneCannotTell:
+    """Three servers: the first runs a while, the second's worker cannot tell, the third ends."""
+
+    urls = ("http://10.0.0.1:1", "http://10.0.0.2:1", "http://10.0.0.3:1")
+
+    def __init__(self) -> None:
+        self.asked = [0, 0, 0]
+
+    def ended(self, number: int) -> str | None:
+        self.asked[number] += 1
+        if number == 1:
+            raise UserError(f"the vLLM server {self.urls[1]}", "cannot tell", "a worker", "mend it")
+        return "ended with status 0" if number == 2 or self.asked[0] == 5 else None
+
+    def tail(self, number: int) -> str:
+        return f"last words of {number}"
+
+
+def test_a_server_whose_worker_cannot_tell_is_given_up_and_the_others_run_on(monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.serve.time", SimpleNamespace(sleep=lambda seconds: None))
+    servers: Any = OneCannotTell()
+    with pytest.raises(UserError, match="every server has ended or is lost"):
+        _watch(servers)
+    assert servers.asked == [5, 1, 1]
+    said = capsys.readouterr().err
+    assert "lost: the vLLM server http://10.0.0.2:1: cannot tell" in said
+    assert said.index("lost: ") < said.index("http://10.0.0.3:1 ended with status 0")
+    assert said.endswith("http://10.0.0.1:1 ended with status 0:\nlast words of 0\n")
