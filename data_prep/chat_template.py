@@ -192,9 +192,14 @@ class ChatTemplate:
         token = _budget.set(Budget(0, 0))  # what is constant is computed now
         try:
             self._template = _Sandbox().from_string(source)
-        # Of what Jinja makes of it, Python's own parser and compiler say so in these two words.
-        except (RecursionError, MemoryError, SyntaxError):
+        # Of what Jinja makes of it, Python's own parser and compiler say so in these ways.
+        except (RecursionError, MemoryError, IndentationError):
             raise TemplateLimitError(_TOO_DEEP) from None
+        except SyntaxError as error:
+            if "nested" in error.msg:
+                raise TemplateLimitError(_TOO_DEEP) from None
+            # Jinja leaves to Python what stands in a wrong place, and what is named twice.
+            raise TemplateError(error.msg) from None
         finally:
             _budget.reset(token)
 

@@ -132,9 +132,10 @@ class Journal:
             try:
                 row = json.loads(line)
                 name, found = str(row["name"]), str(row["sha256"])
-                if row["check"] == _check(name, found):
+                # Earlier versions wrote no check; no changed bit makes a line of now one of theirs.
+                if row.keys() == {"name", "sha256"} or row["check"] == _check(name, found):
                     self._known[name] = found
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
     def holds(self, path: Path) -> bool:

@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,8 @@ from .versions import processor, versions
 SCHEMA = 1
 # Longest wait for another process that gives a complete stage its name.
 RENAME_S = 5.0
+# Characters of a value, such as a hash, that a message about two plans shows.
+LONGEST_SHOWN = 80
 # One component of a path, and no way out of the folder that it stands in.
 FOLDER_NAME = r"^\w[\w.+ -]*$"
 
@@ -253,6 +255,13 @@ class Stage:
                 "one process a stage",
                 "run the same command again: it goes on with the next stage",
             )
+        if not self.work.is_dir() and (self.final / "manifest.json").is_file():
+            before = read_manifest(self.final)["plan"]
+            if before != self.plan:
+                print(
+                    f"{self.final}: made with {_differences(before, self.plan)}; it is made again",
+                    file=sys.stderr,
+                )
         plan_file = self.work / "plan.json"
         if self.work.is_dir() and not self._is_gone_on_with(plan_file):
             shutil.rmtree(self.work)
@@ -387,22 +396,31 @@ class Stage:
 
 
 def _differences(before: Any, now: Any, most: int = 3) -> str:
-    """Return in what two plans differ, by dotted keys."""
+    """Return in what two plans differ, by dotted keys and places in lists."""
 
     def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, Mapping) and value:
-            for name, inner in value.items():
-                yield from leaves(inner, f"{key}.{name}" if key else str(name))
+        inner: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, Mapping):
+            inner = value.items()
+        elif isinstance(value, list | tuple):
+            inner = enumerate(value)
         else:
             yield key, value
+        for name, one in inner:
+            yield from leaves(one, f"{key}.{name}" if key else str(name))
 
     old, new = dict(leaves(before, "")), dict(leaves(now, ""))
     keys = [key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...)]
 
     def shown(values: dict[str, Any], key: str) -> str:
-        return f"{values[key]!r:.60}" if key in values else "nothing"
+        text = repr(values[key]) if key in values else "nothing"
+        return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
-    said = [f"{key} = {shown(old, key)}, now {shown(new, key)}" for key in keys[:most]]
+    said = []
+    for key in keys[:most]:
+        first, second = shown(old, key), shown(new, key)
+        same = first == second
+        said.append(f"another {key}" if same else f"{key} = {first}, now {second}")
     if len(keys) > most:
         said.append(f"{len(keys) - most} more")
     return "; ".join(said)

@@ -194,7 +194,8 @@ def _versions(folders: list[Path]) -> dict[str, str]:
     found: dict[str, dict[str, None]] = {}
     for folder in folders:
         for package, version in read_manifest(folder)["versions"].items():
-            found.setdefault(package, {})[version] = None
+            # One stage may have several, such as kinds of processor.
+            found.setdefault(package, {}).update(dict.fromkeys(version.split(", ")))
     return {package: ", ".join(versions) for package, versions in found.items()}
 
 

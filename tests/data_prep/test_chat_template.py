@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import data_prep.chat_template
@@ -278,6 +279,21 @@ DEEPER = "{% set ns = namespace(x=[]) %}{% for i in range(1200) %}{% set ns.x = 
 def test_a_template_that_nests_too_deeply_is_refused(template):
     with pytest.raises(TemplateLimitError, match="nests deeper"):
         ChatTemplate(template).render(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% break %}", "'break' outside loop"),
+        ("{% if messages %}{% continue %}{% endif %}", "'continue' not properly in loop"),
+        ("{{ messages|join(d='a', d='b') }}", "keyword argument repeated: d"),
+        ("{% macro f(a, a) %}{% endmacro %}", "duplicate argument"),
+    ],
+)
+def test_what_python_finds_wrong_is_said_in_its_words(template, words):
+    with pytest.raises(TemplateError, match=words) as caught:
+        ChatTemplate(template)
+    assert not isinstance(caught.value, TemplateLimitError)
 
 
 def test_a_long_chain_of_texts_is_joined_as_transformers_joins_it():

@@ -1,5 +1,7 @@
 """A folder's journal: what it vouches for, and what a damaged line of it does."""
 
+import json
+
 import pytest
 
 from data_prep.files import JOURNAL, Journal
@@ -46,3 +48,14 @@ def test_a_line_with_any_bit_changed_vouches_for_nothing_and_names_no_other_file
             # White space between the values, or at the line's end, is no part of them.
             assert held == shards[0].exists() and (not held or chr(whole[place]) in " \n")
             shards[0].write_bytes(text)
+
+
+def test_lines_without_a_check_are_those_of_an_earlier_version_and_hold(shards, capsys):
+    journal = shards[0].parent / JOURNAL
+    rows = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    plain = [{"name": row["name"], "sha256": row["sha256"]} for row in rows]
+    journal.write_text("".join(f"{json.dumps(row)}\n" for row in plain), encoding="utf-8")
+    assert all(Journal(journal.parent).holds(path) for path in shards)
+    journal.write_text("[]\n3\n{}\n", encoding="utf-8")
+    assert not any(Journal(journal.parent).holds(path) for path in shards)
+    assert "not what was written" in capsys.readouterr().err

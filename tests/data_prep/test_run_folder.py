@@ -303,3 +303,20 @@ def test_a_partial_folder_of_another_plan_says_what_differs_and_begins_again(tmp
         stage.begin()
     # Five keys are gone and nine have come; the first three are enough.
     assert "more; the stage begins again" in capsys.readouterr().err
+
+
+def test_a_complete_stage_of_another_plan_says_what_differs_and_is_made_again(tmp_path, capsys):
+    long = "x" * 100
+    for sources in ([long, "a"], [long, "b"], [f"{long}y", "b"], []):
+        with Stage(tmp_path, "sft", {"data": {"sources": sources}}, {}) as stage:
+            assert not stage.is_complete
+            stage.begin()
+            stage.complete()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "sources.1 = 'a', now 'b'; it is made again" in lines[0]
+    assert "made with another " in lines[1] and lines[1].endswith("sources.0; it is made again")
+    assert "sources.1 = 'b', now nothing" in lines[2]
+    with Stage(tmp_path, "sft", {"data": {"sources": []}}, {}) as stage:
+        assert stage.is_complete
+    assert capsys.readouterr().err == ""
