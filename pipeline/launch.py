@@ -14,7 +14,8 @@ The first rank that fails says why, and the others end without a word (`data_pre
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +38,28 @@ NAMES = {
     "npernode": "nproc-per-node",
     "ppn": "nproc-per-node",
     "num-machines": "nnodes",
+    "ntasks": "num-processes",
+    "ntasks-per-node": "nproc-per-node",
 }
+# Launchers that tell their processes nothing of ranks, and those that do, also as modules.
+STARTERS = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "srun", "horovodrun")
+RANKERS = (
+    "torchrun", "accelerate", "torch.distributed.run", "torch.distributed.launch",
+    "accelerate.commands.launch",
+)  # fmt: skip
+# How many processes such a launcher started (Open MPI; MPICH and Intel's; MVAPICH; a step of
+# srun's). Slurm's comes last: mpirun may itself be in a step. SLURM_NTASKS is not of use, since a
+# batch script that is one process has it too.
+SIZES = {
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec or srun",
+    "MV2_COMM_WORLD_SIZE": "mpirun",
+    "SLURM_STEP_NUM_TASKS": "srun",
+}
+INSTEAD = (
+    "`torchrun --nproc-per-node N` or `accelerate launch --num_processes N` start them with ranks; "
+    "on several machines, one such launcher on each"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +97,7 @@ def launch_of(words: Sequence[str]) -> Launch:
         words: Such as "torchrun", "--nproc-per-node", "8"; empty for one process. Where one
             launcher starts another, as "mpirun … torchrun …", the last starts what trains.
     """
-    inner = [at for at, word in enumerate(words) if Path(word).name in ("torchrun", "accelerate")]
+    inner = [at for at, word in enumerate(words) if Path(word).name in RANKERS]
     words = words[inner[-1] :] if inner else words
     found: dict[str, int] = {}
     for word, following in pairwise([*words, ""]):
@@ -98,11 +120,61 @@ def launch_of(words: Sequence[str]) -> Launch:
     return Launch(nodes * here, here, False)
 
 
+def refuse_without_ranks(words: Sequence[str]) -> None:
+    """Refuse a launcher's command line whose processes would each train alone.
+
+    Args:
+        words: Of the command line, which the module to be run follows. Where a program of the
+            user's own comes last, it may set the ranks; the processes look themselves.
+
+    Raises:
+        UserError: It starts Python in several processes, and nothing tells them their ranks.
+    """
+    names = [Path(word).name for word in words]
+    starter = next((name for name in names if name in STARTERS), None)
+    if starter is None or any(name in RANKERS for name in names) or launch_of(words).count == 1:
+        return
+    # An option's value, an option, or Python: then there is no other program.
+    if re.fullmatch(r"-.*|\d+|python[\d.]*|mpi.*|srun", names[-1]):
+        raise UserError(
+            "--launch",
+            f"{starter}, which starts {launch_of(words).count} processes and tells none its rank: "
+            "each would train alone, in the same folder",
+            "a launcher that sets RANK and WORLD_SIZE",
+            INSTEAD,
+        )
+
+
+def _refuse_one_of_several(environment: Mapping[str, str]) -> None:
+    """Refuse to train alone beside others that train alone in the same folder.
+
+    Raises:
+        UserError: This process is one of several, and nothing tells it its rank.
+    """
+    if "WORLD_SIZE" in environment:
+        return
+    key = next((key for key in SIZES if key in environment), "")
+    size = environment.get(key, "")
+    if size.isdecimal() and int(size) > 1:
+        raise UserError(
+            f"environment, {key}",
+            f"one of {size} processes that {SIZES[key]} started, without RANK and WORLD_SIZE: "
+            "each would train alone, in the same folder",
+            "processes that know their ranks",
+            f"{INSTEAD}; WORLD_SIZE=1 says that each is meant to train alone, in a run folder of "
+            "its own",
+        )
+
+
 def meet() -> bool:
     """Meet the processes that a launcher started beside this one; return whether it leads.
 
     From here on the first of them that fails speaks for all.
+
+    Raises:
+        UserError: This process is one of several that were not told their ranks.
     """
+    _refuse_one_of_several(os.environ)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
     if not dist.is_initialized():

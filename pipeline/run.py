@@ -27,7 +27,7 @@ from data_prep.errors import UserError, command, go_on
 from data_prep.files import writing
 from pipeline.config import RunConfig, load_run
 from pipeline.forecast import announce
-from pipeline.launch import launch_of
+from pipeline.launch import launch_of, refuse_without_ranks
 from pipeline.methods import create_method
 from pipeline.plan import models_of
 from pipeline.preflight import preflight
@@ -189,6 +189,7 @@ def main(arguments: list[str]) -> None:
     preflight(run)
     if known.dry_run:
         print(dump_toml(run))
+    refuse_without_ranks(shlex.split(known.launch))
     if not known.no_forecast:
         announce(run, launch=launch_of(shlex.split(known.launch)))
     if not known.dry_run:

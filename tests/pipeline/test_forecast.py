@@ -28,7 +28,7 @@ from pipeline.forecast import (
     table,
     time_text,
 )
-from pipeline.launch import Launch, launch_of
+from pipeline.launch import Launch, launch_of, refuse_without_ranks
 from pipeline.lengths import lengths_of, vocabulary_of
 from pipeline.machine import GIB, Machine, this_machine
 from pipeline.run import main, resolve
@@ -184,12 +184,41 @@ def test_keys_move_the_parts_that_they_are_said_to_move(tmp_path):
         ("/opt/mpi/bin/mpirun -np 16 --npernode 8 --bind-to core", 16, 8),
         ("mpiexec -n 16 -ppn 4 -f hosts", 16, 4),
         ("mpirun -n 3 -ppn 1 torchrun --nnodes=3 --nproc-per-node=8", 24, 8),
+        ("srun --ntasks=16 --ntasks-per-node=8 ./with_ranks.sh", 16, 8),
+        ("mpirun -n 3 python -m torch.distributed.run --nnodes=3 --nproc-per-node=8", 24, 8),
     ],
 )
 def test_a_launcher_says_how_many_processes_there_will_be(monkeypatch, words, count, here):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     found = launch_of(words.split())
     assert (found.count, found.here) == (count, here)
+
+
+@pytest.mark.parametrize(
+    ("words", "starter"),
+    [
+        ("mpirun -n 4 python", "mpirun"),
+        ("/opt/mpi/bin/mpirun -np 16 --npernode 8 --bind-to core /env/bin/python3.12", "mpirun"),
+        ("mpiexec -n 2", "mpiexec"),
+        ("srun --ntasks=8 --unbuffered", "srun"),
+        ("mpirun -n 1 python", ""),
+        ("srun python", ""),
+        ("mpirun -n 3 -ppn 1 torchrun --nnodes=3 --nproc-per-node=8", ""),
+        ("srun -n 3 accelerate launch --num_processes 24 --num_machines 3", ""),
+        ("srun -n 2 python -m torch.distributed.run --nnodes 2 --nproc-per-node 8", ""),
+        ("mpirun -n 4 ./with_ranks.sh", ""),
+        ("nice -n 10 python", ""),
+        ("torchrun --nproc-per-node 8", ""),
+        ("", ""),
+    ],
+)
+def test_a_launcher_that_tells_no_ranks_is_refused(words, starter):
+    if not starter:
+        refuse_without_ranks(words.split())
+        return
+    with pytest.raises(UserError, match=f"{starter}, which starts .* tells none its rank") as error:
+        refuse_without_ranks(words.split())
+    assert "torchrun" in error.value.fix
 
 
 def test_what_processes_split_and_what_each_keeps(tmp_path):
@@ -306,10 +335,20 @@ def test_a_run_that_cannot_fit_ends_before_its_first_stage(tmp_path, capsys):
 
 
 def test_what_a_launcher_will_start_is_forecast(tmp_path, capsys):
-    main(["--config", str(write_small(tmp_path)), "--dry-run", "--launch", "mpirun -n 4"])
+    main(
+        [
+            "--config",
+            str(write_small(tmp_path)),
+            "--dry-run",
+            "--launch",
+            "torchrun --nproc-per-node 4",
+        ]
+    )
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().err.splitlines())
     assert all(rows[stage].startswith("4 × ") for stage in ("sft", "rft", "dpo", "grpo"))
     assert not rows["generate"].startswith("4 × ")
+    with pytest.raises(UserError, match="each would train alone"):
+        main(["--config", str(tmp_path / "small.toml"), "--dry-run", "--launch", "mpirun -n 4"])
 
 
 def test_numbers_are_written_for_people():

@@ -22,7 +22,7 @@ from data_prep.jsonl import read_rows
 from pipeline.batch import Sequence
 from pipeline.config import load_run
 from pipeline.generate import generate
-from pipeline.launch import open_ranks
+from pipeline.launch import SIZES, open_ranks
 from pipeline.ranks import ALONE, balanced
 from pipeline.train import train
 from pipeline.verify import verify
@@ -387,3 +387,47 @@ def test_one_process_is_nobody_to_split_a_model_with():
     assert open_ranks("auto", device) is ALONE
     with pytest.raises(UserError, match="accelerate launch"):
         open_ranks("fsdp2", device)
+
+
+@pytest.mark.parametrize(
+    ("environment", "refused"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, "4 processes that mpirun"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "2 processes that mpiexec"),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, "8 .* srun"),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, ""),
+        # A batch script, and a shell in an allocation, of eight tasks: one process.
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, ""),
+        ({"SLURM_NTASKS": "8"}, ""),
+        # One process of mpirun's in a step of srun's, which starts one on each machine.
+        ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2"}, ""),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "WORLD_SIZE": "1"}, ""),
+        ({"PMI_SIZE": ""}, ""),
+    ],
+)
+def test_one_of_several_without_a_rank_does_not_train_alone(monkeypatch, environment, refused):
+    for name in ("WORLD_SIZE", *SIZES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if not refused:
+        assert open_ranks("auto", torch.device("cpu")) is ALONE
+        return
+    with pytest.raises(UserError, match=refused) as error:
+        open_ranks("auto", torch.device("cpu"))
+    assert "torchrun" in error.value.fix
+
+
+def test_a_stage_that_one_of_several_begins_ends_before_it_writes(tmp_path, root):
+    config = write_small(tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-m", "pipeline.train", "--config", str(config), "--stage", "sft"],
+        cwd=root,
+        env={**os.environ, "OMPI_COMM_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert "OMPI_COMM_WORLD_SIZE" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "run").exists()
