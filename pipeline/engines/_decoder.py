@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ctypes import CDLL
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -374,35 +373,6 @@ class Decoder:
             return self._linear(x.expand(2, -1), matrix, bias)[:1]
         weight = matrix.plain if matrix.packed is None else matrix.packed
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def packs(model: str | Path, trust_remote_code: bool = False) -> bool:
-    """Return whether a model's weights are packed here, without which no compiled code runs.
-
-    A decoder without numbers is made from the configuration alone, so this is what the engine will
-    find. A model whose configuration cannot be read counts as packed: no sample is drawn from it,
-    since loading it says what is wrong.
-
-    Args:
-        model: A folder or hub id.
-        trust_remote_code: Whether Python files that come with it may run.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    meta = torch.device("meta")
-    try:
-        config = AutoConfig.from_pretrained(str(model), trust_remote_code=trust_remote_code)
-        if config.model_type not in ARCHITECTURES:
-            return False
-        with meta:
-            empty = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=trust_remote_code
-            )
-        return Decoder(empty, meta).packs
-    except Unwritten:
-        return False
-    except Exception:  # the loaders raise everything from OSError to AttributeError
-        return True
 
 
 class Session:

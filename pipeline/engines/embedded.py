@@ -36,10 +36,11 @@ from torch import Tensor
 from data_prep.errors import UserError
 from pipeline.engines import EngineConfig, Group, Prompt, Sampling
 from pipeline.engines._compiled import STEPS, CompiledSession
-from pipeline.engines._decoder import ARCHITECTURES, PACK_BYTES, Decoder, Unwritten, packs
+from pipeline.engines._decoder import ARCHITECTURES, PACK_BYTES, Decoder, Unwritten
 from pipeline.engines._forward import ForwardDecoder
 from pipeline.engines._graphs import StepGraphs, coarse
 from pipeline.engines._library import Unbuilt, library_for
+from pipeline.engines._packs import packs
 from pipeline.engines._rows import Rows, Size, fitting_size
 from pipeline.model import load_model, load_tokenizer, pick_device
 
@@ -180,6 +181,7 @@ class EmbeddedEngine:
             # A batch of the same shape is used again, with its memory and its CUDA graphs.
             batch, self._batch = self._batch, None
             if batch is None or not batch.suits(waiting, sampling):
+                batch = None  # its memory is free before there is more
                 batch = _Batch(self, waiting, sampling)
             if batch.run(waiting, sampling):
                 self._batch = batch
@@ -234,14 +236,14 @@ class _Batch:
         )
         self.graphs = StepGraphs() if engine.decoder.graphs and engine.config.cuda_graphs else None
 
-    def _size(self, groups: list[Group], sampling: Sampling) -> Size:
-        """Return what there is to be room for."""
+    def _size(self, groups: list[Group], sampling: Sampling, prompt: int = 0) -> Size:
+        """Return what there is to be room for, with room for prompts of at least so many tokens."""
         config = self.engine.config
         return fitting_size(
             config.slots,
             sampling.n,
             len(groups),
-            max(len(group.prompt.token_ids) for group in groups),
+            max(prompt, *(len(group.prompt.token_ids) for group in groups)),
             max(self._budget(group, sampling) for group in groups),
             self.engine.decoder.cache_bytes,
             config.memory_gib * 2**30,
@@ -253,14 +255,18 @@ class _Batch:
         return min(group.prompt.budget(sampling), room)
 
     def suits(self, groups: list[Group], sampling: Sampling) -> bool:
-        """Return whether this batch would be made in the same way for another call."""
+        """Return whether this batch, with the prompts it has room for, does for another call.
+
+        Room for longer prompts than there are does no harm, but where memory binds it leaves fewer
+        rows; so prompts of less than half the length are worth a new batch if more would run.
+        """
         ours, theirs = (s.model_dump(exclude={"seed", "step"}) for s in (self.sampling, sampling))
-        size = self._size(groups, sampling)
-        # Room for longer prompts than there are does no harm.
+        tight = self._size(groups, sampling)
+        is_cramped = 2 * tight.prompt < self.size.prompt and tight.rows > self.size.rows
         return (
             ours == theirs
-            and size.prompt <= self.size.prompt
-            and (size._replace(prompt=self.size.prompt) == self.size)
+            and self._size(groups, sampling, self.size.prompt) == self.size
+            and not is_cramped
         )
 
     def run(self, groups: list[Group], sampling: Sampling) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from pipeline import doctor
 from pipeline.engines import Prompt, Sampling, _library
 from pipeline.engines._compiled import PAGE, Pages
 from pipeline.engines._library import Unbuilt, library_for
+from pipeline.engines._packs import at_a_glance
 from pipeline.engines._rows import Size
 from pipeline.engines.embedded import Config, create
 from pipeline.model import load_model
@@ -280,6 +283,8 @@ def test_a_plan_says_which_way_it_was(workshop, checkpoint, monkeypatch):
 CONFIGURATIONS = [
     ("qwen2", {}, True),
     ("llama", {}, True),
+    ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}, True),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 1e4}}, True),
     ("qwen3", {"head_dim": 16}, True),
     ("llama", {"attention_bias": True}, False),
     ("llama", {"mlp_bias": True}, False),
@@ -301,15 +306,16 @@ def test_a_plan_says_what_computes_whatever_was_asked_for(
 
     shape = {
         "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, **keys,
     }  # fmt: skip
     folder = shutil.copytree(checkpoint, tmp_path / "m")
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape, **keys))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape))
     model.save_pretrained(folder)
     weights = folder / "model.safetensors"
     aside, state = weights.rename(tmp_path / "aside"), torch.get_rng_state()
     config = Config(compiled=asked)
     plan = config.deciding(folder)
+    assert at_a_glance(folder) in (None, expected)
     assert torch.equal(torch.get_rng_state(), state)
     aside.rename(weights)
     assert plan.get("compiled", False) is expected
@@ -324,6 +330,40 @@ def test_a_plan_says_that_torch_computes_with_large_weights(checkpoint, library,
         monkeypatch.setattr("pipeline.engines._decoder.PACK_BYTES", most)
         assert Config().deciding(checkpoint).get("compiled", False) is expected
         assert (create(Config(), checkpoint).decoder.compiled is not None) is expected
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
+def test_a_plan_needs_no_model_code_for_common_models(tmp_path, library, monkeypatch, family):
+    """To import it takes seconds, also where a stage that is complete is only looked at."""
+    folder = make_checkpoint(tmp_path / "m", family)
+    path = folder / "config.json"
+    table = json.loads(path.read_text())
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for changed, expected in (
+        ({}, True), ({"hidden_size": 1 << 20}, False), ({"model_type": "mistral"}, False),
+    ):  # fmt: skip
+        path.write_text(json.dumps(table | changed))
+        assert Config().deciding(folder).get("compiled", False) is expected
+
+
+@pytest.mark.parametrize("changed", [
+    {"model_type": None}, {"model_type": 5}, {"model_type": "mistral", "auto_map": {"x": "y"}},
+    {"num_key_value_heads": None}, {"head_dim": None}, {"head_dim": 7}, {"hidden_act": "gelu"},
+    {"hidden_size": "32"}, {"num_experts": 8}, {"attention_bias": True}, {"mlp_bias": True},
+    {"use_sliding_window": True}, {"rope_scaling": {"type": "dynamic"}}, {"rope_parameters": [1]},
+    {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+])  # fmt: skip
+def test_what_is_not_plain_is_not_guessed(tmp_path, changed):
+    """The configuration alone answers only where it leaves nothing to what transformers makes."""
+    folder = make_checkpoint(tmp_path / "m", "qwen3")
+    path = folder / "config.json"
+    table = json.loads(path.read_text())
+    assert at_a_glance(folder) is True
+    path.write_text(json.dumps({k: v for k, v in (table | changed).items() if v is not None}))
+    assert at_a_glance(folder) is None
+    path.write_text("[")
+    assert at_a_glance(folder) is None
 
 
 def test_a_model_that_is_not_there_is_refused_where_it_is_loaded(tmp_path, library):

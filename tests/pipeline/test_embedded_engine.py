@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import weakref
 from collections import Counter
 
 import pytest
@@ -592,6 +593,71 @@ def test_memory_gib_holds(tmp_path, architecture, shape, compiled):
             more = size._replace(rows=size.rows + 1, blocks=min(2 * ((size.rows + 1) // n), 60))
             assert decoder.cache_bytes(more) > most
     assert {300, 20} <= seen
+
+
+def test_memory_gib_holds_while_a_batch_takes_the_place_of_another(tmp_path, monkeypatch):
+    """The old cache is gone before there is a new one: all that is alive is counted."""
+    engine = create(
+        Config(memory_gib=0.002, compiled=False), make_checkpoint(tmp_path / "m", context=512)
+    )
+    engine.end_token_ids = []
+    caches, held, open_ = [], [], Decoder.open
+
+    def opened(decoder, lanes, size):
+        session = open_(decoder, lanes, size)
+        caches.append(weakref.ref(session.cache))
+        alive = [
+            part for ref in caches if (cache := ref()) for part in (cache.prompt, cache.completion)
+        ]
+        memories = [part.untyped_storage() for part in (*alive, *decoder.store._held.values())]
+        held.append(sum({memory.data_ptr(): memory.nbytes() for memory in memories}.values()))
+        return session
+
+    monkeypatch.setattr(Decoder, "open", opened)
+    for length, max_tokens, n in [
+        (300, 20, 2), (20, 200, 4), (300, 100, 1), (40, 16, 8), (300, 20, 2),
+    ]:  # fmt: skip
+        prompts = [Prompt(f"p{i}", tuple(range(5, 5 + length))) for i in range(60)]
+        engine.generate(prompts, Sampling(n=n, max_tokens=max_tokens))
+    assert len(held) == 5
+    assert 0 < max(held) <= 0.002 * 2**30
+
+
+def calls(lengths):
+    """Prompts of training steps, the longest of each step given."""
+    draw = random.Random(2)
+    for longest in lengths:
+        counts = [longest, *(draw.randrange(longest // 5, longest) for _ in range(39))]
+        yield [Prompt(f"p{i}", tuple(range(5, 5 + count))) for i, count in enumerate(counts)]
+
+
+def test_a_batch_that_memory_binds_is_used_for_shorter_prompts_too(tmp_path, compiled, monkeypatch):
+    """On a GPU each new one costs its CUDA graphs, so only much shorter prompts get one."""
+    folder = make_checkpoint(tmp_path / "m", context=256)
+    tight = create(Config(memory_gib=0.002, compiled=compiled), folder)
+    wide, sampling = create(Config(compiled=compiled), folder), Sampling(n=4, max_tokens=8)
+    made, init = [], embedded._Batch.__init__
+
+    def counted(batch, *arguments):
+        init(batch, *arguments)
+        made.append(batch.size)
+
+    monkeypatch.setattr(embedded._Batch, "__init__", counted)
+    for prompts in calls([199, 150, 180, 120, 198, 100, 199]):
+        tight.generate(prompts, sampling)
+    assert [size.prompt for size in made] == [199]
+    assert made[0].rows < 160
+    for prompts in calls([99, 80, 50]):  # less than half as long: more rows fit
+        tight.generate(prompts, sampling)
+    assert [size.prompt for size in made[1:]] == [99]
+    assert made[0].rows < made[1].rows
+    for prompts in calls([100]):
+        tight.generate(prompts, sampling)
+    assert [size.prompt for size in made[2:]] == [100]
+    made.clear()
+    for prompts in calls([199, 99, 80, 50]):  # where all rows fit, there is nothing to be won
+        wide.generate(prompts, sampling)
+    assert [size.rows for size in made] == [160]
 
 
 def test_a_batch_holds_what_was_counted_for_it(tmp_path, compiled):
