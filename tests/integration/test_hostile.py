@@ -185,7 +185,7 @@ def test_the_code_of_a_model_does_not_run_unless_the_configuration_asks(own_code
     assert marker.exists() and type(loaded).__name__ == "OwnModel"
 
 
-def test_one_key_of_a_run_allows_it_for_trainer_and_engine():
+def test_one_key_of_a_run_allows_it_for_trainer_and_engine(model):
     table = {
         "name": "x",
         "out": "y",
