@@ -11,12 +11,14 @@ What goes wrong, by itself and again and again:
     workers    the checker is slow on some texts, within its limit
 
 Every step's log must hold each prompt's samples once, and `steps.jsonl` each step once. Once a
-warm-up of a fifth of the time is over, the memory of this process may grow by 5 % at most, and the
-rate of the steps may fall by 10 %. The rate is taken in processor time, as other work on the
-machine changes that of wall time, and against a yardstick, a fixed piece of work that a process
-beside this one does every few seconds: a shared machine's processor was seen to be twice as fast
-in one minute as in the next. Prints JSON with machine, versions and commit, and the rates of all
-three kinds; exit status 1 where one of this does not hold.
+warm-up of a fifth of the time is over, the memory of this process may grow by 5 % at most (what it
+has allocated: pages of libraries' files, a third of what is resident, come and go as the kernel
+drops and reads them; both are printed), and the rate of the steps may fall by 10 %. The rate is
+taken in processor time, as other work on the machine changes that of wall time, and against a
+yardstick, a fixed piece of work that a process beside this one does every few seconds: a shared
+machine's processor was seen to be twice as fast in one minute as in the next. Prints JSON with
+machine, versions and commit, and the rates of all three kinds; exit status 1 where one of this does
+not hold.
 """
 
 from __future__ import annotations
@@ -166,7 +168,7 @@ class Faults:
         EmbeddedEngine.generate = generate  # type: ignore[method-assign]
 
 
-Point = tuple[float, int, int, int, float, float]
+Point = tuple[float, int, int, int, float, float, int]
 
 
 class Watch(threading.Thread):
@@ -174,7 +176,8 @@ class Watch(threading.Thread):
 
     Attributes:
         points: (seconds, bytes of this process, bytes of its workers, steps taken, seconds of
-            this process's processor time, seconds of the yardstick).
+            this process's processor time, seconds of the yardstick, bytes of this process that
+            are no file's).
     """
 
     def __init__(self, records: Path, every_s: float) -> None:
@@ -199,10 +202,12 @@ class Watch(threading.Thread):
                     continue  # it has just ended
             now = time.monotonic() - began
             spent = process.cpu_times()
-            resident = process.memory_info().rss
+            memory = process.memory_info()
+            own = memory.rss - memory.shared
             busy = spent.user + spent.system
             steps = self._count()
-            self.points.append((now, resident, workers, steps, busy, self._yardstick.measure()))
+            unit = self._yardstick.measure()
+            self.points.append((now, memory.rss, workers, steps, busy, unit, own))
 
     def _count(self) -> int:
         """Return the steps on record; the file is read from where it was left."""
@@ -298,7 +303,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
     parts = [points[n * tail : (n + 1) * tail] for n in range(1, 5)]
     yardstick = [middle(part, 5) for part in parts]
     early, late = points[tail : 2 * tail], points[-tail:]
-    growth = middle(late, 1) / middle(early, 1) - 1.0
+    growth = middle(late, 6) / middle(early, 6) - 1.0
     by_cpu = rates(4)
     # Steps in the time that the yardstick takes.
     by_yardstick = [rate * unit for rate, unit in zip(by_cpu, yardstick, strict=True)]
@@ -308,6 +313,7 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
         "minutes": minutes,
         "restarts": restarts,
         "engine_failures": faults.failures,
+        "own_mib_by_fifth": [round(middle(part, 6) / 2**20, 1) for part in parts],
         "rss_mib": {
             "early": round(middle(early, 1) / 2**20, 1),
             "late": round(middle(late, 1) / 2**20, 1),
