@@ -67,19 +67,20 @@ from verifiers.checkers import Checker, Outcome, Verdict
 
 
 class Troubled(Checker):
-    """Correct where the completion has an even number of characters; ill at ease with some."""
+    """Correct for half of all texts, with no rule to it; ill at ease with some."""
 
-    examples = (("", "ab", "correct"), ("", "a", "incorrect"))
+    examples = (("", "ab", "correct"), ("", "b", "incorrect"))
 
     def check(self, gold, text):
-        draw = zlib.crc32(text.encode()) % 1000
+        number = zlib.crc32(text.encode())
+        draw = number % 1000
         if draw < 2:
             os._exit(3)
         if draw < 4:
             time.sleep(30.0)
         if draw < 20:
             time.sleep(0.05)
-        outcome = Outcome.INCORRECT if len(text) % 2 else Outcome.CORRECT
+        outcome = Outcome.CORRECT if number // 1000 % 2 else Outcome.INCORRECT
         return Verdict(outcome, extracted=text, rule="troubled")
 '''
 
@@ -242,7 +243,9 @@ def configure(folder: Path) -> tuple[RunConfig, TrainConfig]:
     run = validate(RunConfig, {**run.model_dump(), "verify": verify}, "soak")
     grpo = next(stage for stage in run.train if stage.name == "grpo")
     changes = {"steps": 10_000_000, "save_every": 100, "batch": BATCH, "group_size": GROUP}
-    changes |= {"coefficients_every": 0, "optimizer": {"learning_rate": 1e-5}}
+    # Every group keeps its signal and its lengths, so that the last step is as much work as the
+    # first: at 1e-5 the policy had solved the task after an hour.
+    changes |= {"coefficients_every": 0, "optimizer": {"learning_rate": 1e-8}}
     return run, validate(TrainConfig, {**grpo.model_dump(), **changes}, "soak")
 
 
