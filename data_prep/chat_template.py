@@ -22,11 +22,7 @@ tags or have to do with bytes.
 from __future__ import annotations
 
 import json
-import math
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, update_wrapper
 from typing import Any, NoReturn
@@ -38,15 +34,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context, pass_eval_context
 from jinja2.visitor import NodeTransformer
 
+from data_prep.template_budget import (
+    LARGE_NUMBER,
+    LARGEST_BITS,
+    REMAINDERS,
+    Budget,
+    TemplateLimitError,
+    current_budget,
+    pay_for_format,
+    pay_for_join,
+    pay_for_keys,
+    pay_for_product,
+    pay_for_writing,
+)
+
 LONGEST_TEMPLATE = 1 << 18
-# Operations of a rendering: for anything, for each message, and for each pair of them, since
-# templates look back and ahead. Those of known models take a few dozen a message.
-OPERATIONS, PER_MESSAGE, PER_PAIR = 1_000_000, 10_000, 100
-# Longest text, beside a multiple of what the conversation itself has.
-LONGEST_TEXT, COPIES = 1 << 22, 8
-LARGEST_BITS = 4096  # of a whole number
-WIDEST = 9999  # padding of a format's place
-SECONDS = 20.0  # of processor time
 _TOO_DEEP = "it nests deeper than Python follows it"
 
 FILTERS = frozenset(
@@ -56,14 +58,6 @@ FILTERS = frozenset(
     select selectattr sort string sum title tojson trim truncate unique upper wordcount
     """.split()  # noqa: SIM905 - a table to read
 )
-# A number or a text of theirs decides how much they write.
-WIDENING = frozenset(("center", "indent", "ljust", "rjust", "round", "zfill"))
-# What looks for every character, or at every place, through all of an argument.
-SEARCHING = frozenset(
-    ("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip", "trim")
-)
-# Tests that compute `value % number`, which formats a text.
-REMAINDERS = frozenset(("divisibleby", "even", "odd"))
 # Methods that write more than they read, or read it often, in ways of their own; and bytes, whose
 # methods have them all again.
 FORBIDDEN = frozenset(
@@ -77,101 +71,8 @@ READING = (
     *("==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">="),
     *("<", "lt", "lessthan", "<=", "le", "in", "lower", "upper", *REMAINDERS),
 )
-# A width or precision of five digits, or one that an argument gives. Looked for in linear time:
-# the text may be long, and made to be looked at for ever.
-_WIDE = re.compile(
-    r"(?<![0-9])[0-9]{5,}+(?:\.[0-9]*+)?[hlL]?[a-zA-Z%]"
-    r"|%[-#0 +]*+(?:[0-9]*+\.)?\*"
-    r"|\{[^{}:]*+:(?:[^{}]*?[0-9]{5}|[^{}]*+\{)"
-)
-_LARGE_NUMBER = f"it makes a number of more than {LARGEST_BITS} bits"
 # Filters of our own, by names that no template can spell as a name.
 _TURN, _READ, _TEXT = "boxed turn", "boxed read", "boxed text"
-
-
-class TemplateLimitError(TemplateError):
-    """A rendering takes more than a conversation may."""
-
-
-class Budget:
-    """What is left of one rendering.
-
-    Args:
-        messages: How many the conversation has.
-        characters: Of all their contents.
-
-    Attributes:
-        left: Operations.
-        longest: Characters of the longest text.
-        written: Characters that were written so far.
-        spans: (start, stop) of what stood between generation markers, in characters.
-    """
-
-    __slots__ = ("_spent", "_until", "left", "longest", "spans", "written")
-
-    def __init__(self, messages: int, characters: int) -> None:
-        """Fill it."""
-        # Each message may be compared with all others; 64 characters are an operation.
-        texts = characters + messages * characters // 16
-        self.left = OPERATIONS + PER_MESSAGE * messages + PER_PAIR * messages**2 + texts
-        self.longest = LONGEST_TEXT + COPIES * characters
-        self.written = 0
-        self.spans: list[tuple[int, int]] = []
-        self._spent, self._until = 0, time.thread_time() + SECONDS
-
-    def spend(self, operations: int) -> None:
-        """Pay.
-
-        Raises:
-            TemplateLimitError: Nothing is left.
-        """
-        self.left -= operations
-        if self.left < 0:
-            raise TemplateLimitError("it takes more operations than a conversation may")
-        self._spent += 1
-        if not self._spent & 63 and time.thread_time() > self._until:
-            raise TemplateLimitError(f"it takes more than {SECONDS:g} s of processor time")
-
-    def write(self, characters: int, length: int = 0) -> None:
-        """Pay for a text before it is made, or for a part of one that is `length` long."""
-        if max(characters, length) > self.longest:
-            raise TemplateLimitError(f"it makes a text of more than {self.longest} characters")
-        self.spend(characters >> 6)
-
-    def read(self, value: Any) -> int:
-        """Pay for looking at all of a value, as printing or comparing it does; return the price.
-
-        Values within are counted as often as they occur, and until nothing is left.
-        """
-        if type(value) is str:
-            price = 1 + (len(value) >> 6)
-            self.spend(price)
-            return price
-        price, waiting = 0, [value]
-        while waiting:
-            one = waiting.pop()
-            price += 1
-            if isinstance(one, str | bytes):
-                price += len(one) >> 6
-            elif isinstance(one, list | tuple | set | frozenset | MappingView):
-                waiting.extend(one)  # type: ignore[arg-type]
-            elif isinstance(one, dict):
-                waiting.extend(one)
-                waiting.extend(one.values())
-            elif isinstance(one, range):
-                price += len(one)
-            elif isinstance(one, int):
-                bits = one.bit_length()
-                if bits > LARGEST_BITS:
-                    raise TemplateLimitError(_LARGE_NUMBER)
-                price += bits >> 7
-            if price + len(waiting) > self.left:
-                self.spend(price + len(waiting))
-        self.spend(price)
-        return price
-
-
-_budget: ContextVar[Budget] = ContextVar("budget")
 
 
 class ChatTemplate:
@@ -189,7 +90,7 @@ class ChatTemplate:
         """Compile it."""
         if len(source) > LONGEST_TEMPLATE:
             raise TemplateLimitError(f"it has {len(source)} characters, over {LONGEST_TEMPLATE}")
-        token = _budget.set(Budget(0, 0))  # what is constant is computed now
+        token = current_budget.set(Budget(0, 0))  # what is constant is computed now
         try:
             self._template = _Sandbox().from_string(source)
         # Of what Jinja makes of it, Python's own parser and compiler say so in these ways.
@@ -201,7 +102,7 @@ class ChatTemplate:
             # Jinja leaves to Python what stands in a wrong place, and what is named twice.
             raise TemplateError(error.msg) from None
         finally:
-            _budget.reset(token)
+            current_budget.reset(token)
 
     def render(
         self, messages: Sequence[Mapping[str, str]], **variables: Any
@@ -217,7 +118,7 @@ class ChatTemplate:
                 takes too long or nests too deeply.
         """
         budget = Budget(len(messages), sum(len(message["content"]) for message in messages))
-        token = _budget.set(budget)
+        token = current_budget.set(budget)
         try:
             written = []
             for text in self._template.generate(messages=messages, **variables):
@@ -228,7 +129,7 @@ class ChatTemplate:
         except RecursionError:
             raise TemplateLimitError(_TOO_DEEP) from None
         finally:
-            _budget.reset(token)
+            current_budget.reset(token)
 
 
 @lru_cache(maxsize=64)
@@ -253,7 +154,7 @@ class _Generation(Extension):
     @pass_eval_context
     def _mark(self, context: nodes.EvalContext, caller: Callable[[], str]) -> str:
         text = caller()
-        budget = _budget.get()
+        budget = current_budget.get()
         budget.spans.append((budget.written, budget.written + len(text)))
         return text
 
@@ -401,7 +302,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return attr not in FORBIDDEN and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = _budget.get()
+        budget = current_budget.get()
         if operator == "+" and type(left) is str and type(right) is str:  # most of what there is
             length = len(left) + len(right)
             budget.left -= 1 + (length >> 5)
@@ -412,20 +313,20 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         budget.read(left)
         budget.read(right)
         if operator == "*":
-            _pay_for_product(budget, left, right)
-            _pay_for_product(budget, right, left)
+            pay_for_product(budget, left, right)
+            pay_for_product(budget, right, left)
         elif operator == "**":
             if isinstance(left, int) and left.bit_length() * abs(int(right)) > LARGEST_BITS:
-                raise TemplateLimitError(_LARGE_NUMBER)
+                raise TemplateLimitError(LARGE_NUMBER)
         elif operator == "%" and isinstance(left, str):
-            _pay_for_format(budget, left, [right])
+            pay_for_format(budget, left, [right])
         elif operator == "+" and isinstance(left, str) and isinstance(right, str):
             budget.write(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
 
     # By place: a template may give a macro an argument of these names.
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        budget = _budget.get()
+        budget = current_budget.get()
         budget.spend(1)
         for value in (*args, *kwargs.values()):
             budget.read(value)
@@ -433,89 +334,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if own is not None:
             budget.read(own)
             if name == "join" and isinstance(own, str) and len(args) == 1:
-                args = (_pay_for_join(budget, own, args[0]),)
-            _pay_for_writing(budget, name, own, args, kwargs)
+                args = (pay_for_join(budget, own, args[0]),)
+            pay_for_writing(budget, name, own, args, kwargs)
         elif obj is dict:
-            args = tuple(_pay_for_keys(budget, pairs) for pairs in args)
+            args = tuple(pay_for_keys(budget, pairs) for pairs in args)
         # The sandbox's own `format` and `format_map` are functions around those of the text.
         text = getattr(getattr(obj, "__wrapped__", None), "__self__", None)
         if isinstance(text, str):
-            _pay_for_format(budget, text, (*args, *kwargs.values()))
+            pay_for_format(budget, text, (*args, *kwargs.values()))
         return super().call(context, obj, *args, **kwargs)
-
-
-def _pay_for_product(budget: Budget, value: Any, times: Any) -> None:
-    """Pay for `value * times`, where that repeats a text or a list."""
-    if isinstance(times, int) and isinstance(value, str | bytes):
-        budget.write(len(value) * max(0, times))
-    elif isinstance(times, int) and isinstance(value, list | tuple):
-        budget.spend(budget.read(value) * max(0, times))
-
-
-def _pay_for_format(budget: Budget, text: str, values: Iterable[Any]) -> None:
-    """Pay for formatting values, each of which may stand at every place.
-
-    Raises:
-        TemplateLimitError: It pads to any width.
-    """
-    if _WIDE.search(text):
-        raise TemplateLimitError("it formats with a width of five digits, or of an argument")
-    places = text.count("%") + text.count("{")
-    lengths = (len(v) if isinstance(v, str) else budget.read(v) << 6 for v in values)
-    longest = max(lengths, default=0)
-    budget.write(len(text) + places * (WIDEST + longest))
-
-
-def _pay_for_keys(budget: Budget, values: Any) -> Any:
-    """Pay for a table of values that may have been chosen to collide in it; texts cannot be."""
-    if isinstance(values, dict):
-        return values
-    values = list(values)
-    odd = sum(not isinstance(value, str) for value in values)
-    budget.spend(odd * odd >> 6)
-    return values
-
-
-def _pay_for_join(budget: Budget, separator: Any, parts: Iterable[Any]) -> list[Any]:
-    """Pay for joining parts; return them as a list, since they may be there only once."""
-    parts = list(parts)
-    budget.read(parts)
-    budget.write(len(str(separator)) * len(parts))
-    return parts
-
-
-def _pay_for_writing(
-    budget: Budget, name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
-    """Pay for what a filter or a method writes, where that is more than it reads.
-
-    Args:
-        budget: Has paid for reading.
-        name: The filter's or the method's.
-        value: What stands before `|` or the dot.
-        args: What is given to it.
-        kwargs: The same, by name.
-    """
-    given = [*args, *kwargs.values()]
-    if name in WIDENING:
-        widths = [len(v) if isinstance(v, str) else abs(int(v)) for v in given if _is_width(v)]
-        lines = value.count("\n") + 1 if isinstance(value, str) else budget.read(value)
-        budget.write(lines * max(widths, default=0))
-        budget.spend(max(widths, default=0))
-    elif name == "replace":
-        named = {**dict(zip(("old", "new"), args, strict=False)), **kwargs}
-        text, old, new = str(value), str(named.get("old", "")), str(named.get("new", ""))
-        budget.write(len(text) + text.count(old) * len(new))
-    elif name in SEARCHING:
-        budget.spend(len(str(value)) * max((len(str(v)) for v in given), default=0) >> 10)
-    elif name == "format" or (name in REMAINDERS and isinstance(value, str)):
-        _pay_for_format(budget, str(value), given)
-    elif name == "sum" and any(isinstance(v, list | tuple) for v in given):
-        raise TemplateLimitError("it sums lists")
-
-
-def _is_width(value: Any) -> bool:
-    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -524,18 +351,18 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     first = int(hasattr(function, "jinja_pass_arg"))
 
     def paid(*args: Any, **kwargs: Any) -> Any:
-        budget = _budget.get()
+        budget = current_budget.get()
         before, (value, *rest) = args[:first], args[first:]
         budget.read(value)
         for other in (*rest, *kwargs.values()):
             budget.read(other)
         if name == "join":
             separator = rest[0] if rest else kwargs.get("d", "")
-            value = _pay_for_join(budget, separator, value)
+            value = pay_for_join(budget, separator, value)
         elif name == "unique":
-            value = _pay_for_keys(budget, value)
+            value = pay_for_keys(budget, value)
         else:
-            _pay_for_writing(budget, name, value, rest, kwargs)
+            pay_for_writing(budget, name, value, rest, kwargs)
         found = function(*before, value, *rest, **kwargs)
         return _paid_one_by_one(found) if isinstance(found, Iterator) else found
 
@@ -545,29 +372,29 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _paid_one_by_one(values: Iterator[Any]) -> Iterator[Any]:
     """Yield values, each paid for: filters behind one another hand on all of them."""
     for value in values:
-        _budget.get().spend(1)
+        current_budget.get().spend(1)
         yield value
 
 
 @pass_context  # so that nothing computes it beforehand, as if it were constant
 def _turn(context: Context, price: Any) -> bool:
-    _budget.get().spend(max(1, int(price)))
+    current_budget.get().spend(max(1, int(price)))
     return True
 
 
 def _read(value: Any) -> Any:
-    _budget.get().read(value)
+    current_budget.get().read(value)
     return value
 
 
 def _text(value: Any) -> str:
-    _budget.get().read(value)
+    current_budget.get().read(value)
     return "".join((str(value),))  # text that is marked as safe becomes a plain one
 
 
 def _range(*bounds: int) -> range:
     found = range(*bounds)
-    _budget.get().spend(len(found))
+    current_budget.get().spend(len(found))
     return found
 
 
@@ -585,7 +412,7 @@ def _tojson(
     if indent is None and separators is None:
         return encoder.encode(value)
     # What stands between values may be far longer than they are.
-    budget, parts, length = _budget.get(), list[str](), 0
+    budget, parts, length = current_budget.get(), list[str](), 0
     if isinstance(indent, int):
         budget.write(max(0, indent))
     for part in encoder.iterencode(value):
@@ -601,5 +428,5 @@ def _raise(message: str) -> NoReturn:
 
 
 def _now(form: str) -> str:
-    _budget.get().write(256 * len(form))  # where the C library stops
+    current_budget.get().write(256 * len(form))  # where the C library stops
     return datetime.now().strftime(form)

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from data_prep.chat_template import TemplateLimitError, chat_template
+from data_prep.chat_template import chat_template
 from data_prep.errors import UserError, from_prompts
+from data_prep.template_budget import TemplateLimitError
 from data_prep.tokenizer import (
     TokenizerConfig,
     control_tokens,

@@ -13,8 +13,9 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-import data_prep.chat_template
-from data_prep.chat_template import ChatTemplate, TemplateLimitError
+import data_prep.template_budget
+from data_prep.chat_template import ChatTemplate
+from data_prep.template_budget import TemplateLimitError
 
 # A folder of templates of many models, those with generation markers among them.
 TRL = importlib.util.find_spec("trl")
@@ -217,7 +218,7 @@ LARGE = "{% set b = 'x' * 1000000 %}"
 )
 def test_a_template_that_would_never_end_is_refused(template, monkeypatch):
     if template != NESTED:  # which has all that there is; a tenth shows the same
-        monkeypatch.setattr(data_prep.chat_template, "OPERATIONS", 100_000)
+        monkeypatch.setattr(data_prep.template_budget, "OPERATIONS", 100_000)
     with pytest.raises(TemplateLimitError):
         ChatTemplate(template).render(TURNS)
 
@@ -314,7 +315,7 @@ def test_what_is_wide_and_deep_is_compiled_once(within):
 
 def test_what_is_dearer_than_its_price_has_a_time(monkeypatch):
     """Keys with one hash, written down: each look at the table goes past all of them."""
-    monkeypatch.setattr("data_prep.chat_template.SECONDS", 0.2)
+    monkeypatch.setattr("data_prep.template_budget.SECONDS", 0.2)
     table = ",".join(f"{number * (2**61 - 1)}:0" for number in range(5000))
     looks = "{% for i in range(200000) %}{% set y = d[0 - 1] %}{% endfor %}"
     with pytest.raises(TemplateLimitError, match=r"0\.2 s of processor time"):
