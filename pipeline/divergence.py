@@ -47,7 +47,8 @@ def figures(tokens: Tokens, logp: Tensor) -> dict[str, float]:
     """Return the means of all three over the tokens, nats a token.
 
     Returns:
-        update_kl_k1 … k3: of the policy after the updates on a batch to the one before them.
+        update_kl_k1 … k3: of the policy that the last update on a batch begins with to π_old; 0
+        where that is the only update, on samples of the same policy.
         kl_k1 … k3: to the reference, where there is one.
     """
     found = {}

@@ -7,14 +7,16 @@ that was never killed.
 | sign             | what is looked at (means over the last `window` steps)                      |
 |------------------|-----------------------------------------------------------------------------|
 | entropy          | entropy below `entropy_share` of its mean over the first `window` steps      |
-| zero_signal      | share of groups whose rewards are all equal, at or above `zero_signal`       |
+| zero_signal      | share of groups of equal rewards that teach nothing, at or above             |
+|                  | `zero_signal`                                                                |
 | truncated        | share of completions that were cut off, at or above `truncated`              |
 | reward_zero      | every reward of every step was 0                                             |
 | length           | mean completion `length_growth` times as long as in the first `window` steps |
 |                  | while the reward is no higher                                                |
 | incorrect_length | incorrect completions `length_gap` times as long as correct ones             |
 | kl               | kl_k3 to the reference, nats a token, at or above `kl`                       |
-| update_kl        | update_kl_k3, of all updates on one batch, at or above `update_kl`           |
+| update_kl        | update_kl_k3, of the updates on one batch but the last, at or above          |
+|                  | `update_kl`                                                                  |
 
 Where the defaults come from: a healthy run of `pipeline/configs/cpu.toml` ends with an entropy of
 16 % of its start, 84 % of groups without signal and no truncation; each threshold lies beyond

@@ -165,20 +165,21 @@ def advantage_figures(advantage: Tensor) -> dict[str, Any]:
     }
 
 
-def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
+def rollout_figures(sequences: list[Sequence], kept: list[Sequence]) -> dict[str, float]:
     """Return what a step's rollouts looked like.
 
     A sample is judged where it has a verdict, and scored where the method made a reward of it.
 
     Args:
         sequences: All samples of the step, those that a refill left out included.
-        signal: How many of them carry signal.
+        kept: Those that carry signal.
 
     Returns:
         samples, reward_mean, reward_std, accuracy, its split by level, share of groups without
-        signal, lengths of correct and incorrect completions, truncation share, unscored share,
-        distinct completions and distinct answers a group. `groups_solved_…` are shares of groups
-        by their own accuracy a: none (0), few (up to ¼), some (up to ¾), most (below 1), all (1).
+        signal (equal rewards, of which the method keeps no sample), lengths of correct and
+        incorrect completions, truncation share, unscored share, distinct completions and distinct
+        answers a group. `groups_solved_…` are shares of groups by their own accuracy a: none (0),
+        few (up to ¼), some (up to ¾), most (below 1), all (1).
     """
     scored = [s for s in sequences if s.reward is not None]
     if not scored:
@@ -190,7 +191,7 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
         "samples": len(sequences),
         "reward_mean": mean,
         "reward_std": math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)),
-        "signal_share": signal / len(sequences),
+        "signal_share": len(kept) / len(sequences),
         "unscored_share": 1.0 - len(scored) / len(sequences),
         "truncated_share": sum(s.finish_reason == "length" for s in sequences) / len(sequences),
         "completion_length": sum(len(s.completion) for s in sequences) / len(sequences),
@@ -203,8 +204,13 @@ def rollout_figures(sequences: list[Sequence], signal: int) -> dict[str, float]:
         by_group[sequence.group].append(sequence)
     for sequence in judged:
         by_level[sequence.level].append(sequence)
-    equal = sum(len({s.reward for s in group}) == 1 for group in by_group.values())
-    figures["zero_signal_share"] = equal / len(by_group)
+    # Equal rewards may teach: their steps may differ, or the baseline be another than the group's.
+    taught = {s.group for s in kept}
+    silent = sum(
+        number not in taught and len({s.reward for s in group}) == 1
+        for number, group in by_group.items()
+    )
+    figures["zero_signal_share"] = silent / len(by_group)
     figures["distinct_completions"] = sum(
         len({s.text for s in group}) for group in by_group.values()
     ) / len(by_group)

@@ -345,8 +345,7 @@ class Rollouts:
         if not continuations:
             self.rewards.fill(sequences, verdicts)
         for sequence in sequences:
-            if sequence.reward is not None:
-                sequence.reward = self.method.shape(sequence.reward, sequence, sampling.max_tokens)
+            self._shape(sequence, sampling.max_tokens)
         if not all(math.isfinite(s.reward) for s in sequences if s.reward is not None):
             raise NonFiniteError(f"a reward of step {step} is not finite", sequences)
         families: list[list[Sequence]] = []
@@ -382,6 +381,17 @@ class Rollouts:
                 )
             families.append(sequences[first:place])
         return families
+
+    def _shape(self, sequence: Sequence, max_tokens: int) -> None:
+        """Let the method shape the reward, and with it the whole's share of the steps' rewards."""
+        made = sequence.reward
+        if made is None:
+            return
+        sequence.reward = self.method.shape(made, sequence, max_tokens)
+        if sequence.steps and sequence.reward is not None:
+            # The last token carries the whole's reward (`pipeline.reward`).
+            end, value = sequence.steps[-1]
+            sequence.steps[-1] = (end, value + (sequence.reward - made))
 
     def _cut(self, sequence: Sequence, text: str, by: By) -> None:
         """Set the segments of what was sampled; a prefix is not among them."""

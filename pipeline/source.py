@@ -246,7 +246,7 @@ def _policy(
     def sampled(step: int) -> tuple[list[Sequence], dict[str, float]]:
         drawn = rollouts.draw(step)
         kept = method.advantages(drawn.chosen)
-        figures = rollout_figures(drawn.everything, len(kept))
+        figures = rollout_figures(drawn.everything, kept)
         figures["samples"] = drawn.samples
         if method.refill:
             figures["refill_rounds"] = drawn.rounds

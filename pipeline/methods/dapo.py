@@ -7,7 +7,7 @@
 * Dynamic sampling: a prompt counts where its accuracy lies strictly between 0 and 1; further
   prompts are drawn until the batch is full, at most `refill` times.
 * Soft overlong penalty: 0 up to L_max − L_cache tokens, down to −1 at L_max, on top of the
-  verdict's 0 or 1.
+  verdict's 0 or 1, and like it at the last token where steps have rewards of their own.
 * Overlong mask, an option: a completion cut off at L_max has no reward at all; it is in no
   baseline, no accuracy between 0 and 1, and no denominator.
 

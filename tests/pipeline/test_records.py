@@ -38,7 +38,7 @@ def test_rollout_figures_by_hand():
         sample(1, True, 6, "3", "2"),
         sample(1, True, 6, "3", "2"),
     ]
-    found = rollout_figures(sequences, 4)
+    found = rollout_figures(sequences, sequences[:4])
     assert found["reward_mean"] == pytest.approx(0.5)
     assert found["reward_std"] == pytest.approx(0.5)
     assert found["zero_signal_share"] == 0.5
@@ -63,7 +63,8 @@ def test_rollout_figures_by_hand():
     ("right", "name"), [(0, "none"), (2, "few"), (3, "some"), (6, "some"), (7, "most"), (8, "all")]
 )
 def test_groups_by_their_own_accuracy(right, name):
-    found = rollout_figures([sample(0, i < right, 3) for i in range(8)], 8)
+    group = [sample(0, i < right, 3) for i in range(8)]
+    found = rollout_figures(group, group)
     assert found[f"groups_solved_{name}"] == 1.0
 
 
@@ -71,7 +72,18 @@ def test_rollouts_without_a_score_divide_by_nothing():
     unscored = [sample(0, None, 3) for _ in range(2)]
     for sequence in unscored:
         sequence.reward = None
-    assert rollout_figures(unscored, 0)["unscored_share"] == 1.0
+    assert rollout_figures(unscored, [])["unscored_share"] == 1.0
+
+
+def test_a_group_of_equal_rewards_has_signal_where_its_method_finds_some():
+    """Their steps may differ, or the baseline be a critic or the batch, as with groups of one."""
+    alone = [sample(number, number > 1, 3) for number in range(4)]
+    assert rollout_figures(alone, [])["zero_signal_share"] == 1.0
+    assert rollout_figures(alone, alone)["zero_signal_share"] == 0.0
+    assert rollout_figures(alone, alone[:1])["zero_signal_share"] == 0.75
+    # Unequal rewards that a full batch had no place for are signal all the same.
+    mixed = [sample(0, right, 3) for right in (True, False)]
+    assert rollout_figures(mixed, [])["zero_signal_share"] == 0.0
 
 
 def test_the_histogram_counts_every_token_once():

@@ -208,10 +208,24 @@ def test_accuracy_counts_what_was_judged_and_rewards_what_was_scored(tmp_path):
     drawn = made.draw(0)
     for sequence in drawn.everything[:2]:  # one correct, one not, cut off
         sequence.reward = None
-    found = rollout_figures(drawn.everything, len(drawn.chosen))
+    found = rollout_figures(drawn.everything, drawn.chosen)
     assert found["accuracy"] == pytest.approx(4 / 8)
     assert found["reward_mean"] == pytest.approx(3 / 6)
     assert found["unscored_share"] == pytest.approx(2 / 8)
+
+
+def test_the_overlong_penalty_reaches_the_rewards_of_steps(tmp_path):
+    """Two tokens of at most ten, with a penalty from the first on: −0.2 at the last token."""
+    method = dapo_with(supervision="process", overlong_share=1.0, refill=0)
+    made = rollouts(tmp_path, [1], method, batch=1)
+    made.rewards = RewardMaker(RewardConfig(process="steps"), lambda ids: "yes"[: len(ids)])
+    drawn = made.draw(0)
+    assert [s.reward for s in drawn.everything] == pytest.approx([0.8, -0.2, -0.2, -0.2])
+    for sequence in drawn.everything:
+        assert sequence.steps[-1] == (1, pytest.approx(sequence.reward))
+    # What two outputs of other lengths differ in is then their advantage as well.
+    rows = [json.loads(line) for line in made.path(0).read_text().splitlines()]
+    assert [row["steps"][-1][1] for row in rows] == [row["reward"] for row in rows]
 
 
 class Lines(Engine):
