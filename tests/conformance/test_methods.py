@@ -101,6 +101,23 @@ def test_objective_and_coefficient_agree(name, options, seed):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", CLIPPED)
+@pytest.mark.parametrize("seed", range(4))
+def test_they_agree_where_advantages_differ_within_a_sequence(name, seed):
+    method = make(name, WIDE)
+    tokens = random_step(seed, name)
+    generator = torch.Generator().manual_seed(seed + 300)
+    noise = torch.randn((4, *tokens.weight.shape), dtype=torch.float64, generator=generator)
+    logp = noise[0].requires_grad_()
+    tokens.old_logp, tokens.advantage = logp.detach() + 0.4 * noise[1], noise[2]
+    tokens.ref_logp = logp.detach() + noise[3]
+    tokens.target, tokens.value, tokens.old_kl = noise[2], noise[3], noise[3].abs()
+    tokens.weight = method.weights(tokens, max_tokens=8)
+    (expected,) = torch.autograd.grad(method.objective(tokens, logp), logp)
+    found = tokens.weight * method.gradient_coefficient(tokens, logp.detach())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("options", [{}, {"value_clip": 0.0}, {"value_clip": 0.05}])
 @pytest.mark.parametrize("name", [n for n in NAMES if make(n, {}).critic != "none"])
 @pytest.mark.parametrize("seed", range(8))
