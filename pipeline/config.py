@@ -95,8 +95,10 @@ class OptimizerConfig(Config):
         weight_decay: On matrices only.
         warmup_steps: Linear from 0.
         schedule: What follows the warm-up, down to `final_share` of the peak.
-        final_share: Learning rate at the last step as a share of the peak.
-        clip_norm: Largest global gradient norm; 0 clips nothing.
+        final_share: What the rate falls to, as a share of the peak: that of a step behind the
+            last one, which itself still moves the weights.
+        clip_norm: Largest global gradient norm, of the model and of a critic each by itself; 0
+            clips nothing.
     """
 
     learning_rate: float = Field(default=1e-3, gt=0.0)
@@ -134,8 +136,9 @@ class TrainConfig(Config):
         steps: Optimizer steps; 0 takes one epoch over the method's data.
         sample_budget: Samples after which an online method ends, though steps are left; 0 is no
             limit. Methods that draw unequal numbers a step can so be given equal shares.
-        iterations: Outer iterations of an online method, of equal length in steps. Each begins
-            with π_ref ← π_θ and, where the reward says so, with the reward model trained on.
+        iterations: Outer iterations of an online method, of equal length in steps (the last may
+            be shorter). Each begins with π_ref ← π_θ and, where the reward says so, with the
+            reward model trained on.
         batch: Sequences (SFT, RFT; of a mixture, packed ones), pairs (DPO, reward models),
             solutions (process reward models) or prompts (online methods) a step.
         batch_tokens: Tokens of a step, padded to its longest sequence, in place of `batch`: the
@@ -154,7 +157,7 @@ class TrainConfig(Config):
         lora: Low-rank adapters in place of the whole model; off at rank 0. A separate critic
             gets adapters too.
         watch_reference: Whether π_ref is asked also where the method needs none, so that the
-            records have the KL to it.
+            records have the KL to it (online methods).
         gradient_checkpointing: Whether the backward pass computes the layers' activations again
             rather than keep them: less memory, a third more time, the same gradient.
         micro_tokens: Most tokens of one forward pass: memory grows with them, and on a CPU more

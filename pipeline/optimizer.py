@@ -37,8 +37,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    Linear warm-up over `warmup_steps`, then constant, linear or cosine down to `final_share` of
-    the peak at the last step.
+    Linear warm-up over `warmup_steps`, the last of which has the peak, then constant, linear or
+    cosine from the peak towards `final_share` of it, which step `total` would have.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
