@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,7 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "sample_budget",
             "prompts",
             "allow_truncated_sampling",
+            "watch_reference",
         ):
             if (found := getattr(config, key)) != getattr(plain, key):
                 raise UserError(
@@ -99,6 +101,16 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "at least a step each",
             "lower iterations, or raise steps",
         )
+    if config.iterations > 1:
+        span = math.ceil(config.steps / config.iterations)
+        fit = math.ceil(config.steps / span)
+        if fit < config.iterations:
+            raise UserError(
+                f"{where} 'iterations'",
+                f"{config.iterations} in {config.steps} steps: of {span} steps each, {fit} fit",
+                "iterations of equal length, of which the last alone may be shorter",
+                f"set iterations = {fit}, or steps = {span * config.iterations}",
+            )
     sampling = run.sampling
     if sampling.repetition_penalty != 1.0:
         raise UserError(
@@ -216,6 +228,13 @@ def _refuse_rewards(where: str, config: TrainConfig, method: Method) -> None:
                 "what the method looks at",
                 hint,
             )
+    if not method.takes_rewards and reward != type(reward)():
+        raise UserError(
+            f"{where} 'reward'",
+            f"{_short(reward)} for {config.method.kind!r}, which asks only what is correct",
+            "nothing: how large a reward is weighs no sample",
+            "remove the key, or train a method that weighs rewards",
+        )
     if reward.retrain and config.iterations == 1:
         raise UserError(
             f"{where} 'reward.retrain'",

@@ -249,9 +249,13 @@ def _next_iteration(
 
 
 def _look_at_held_out(trainer: Trainer, data: Data, version: int) -> dict[str, float]:
-    if data.check is not None:
-        return data.check(trainer.weights(), version)
-    return trainer.held_out(data.held_out)
+    if data.check is None:
+        return trainer.held_out(data.held_out)
+    found = data.check(plain_weights(trainer.model), version)
+    if data.rollouts is not None and trainer.rollout is not trainer.model:
+        # What was looked at is the policy that is trained; an older one goes on sampling.
+        data.rollouts.engine.load_weights(trainer.weights(), trainer.version(version))
+    return found
 
 
 def trained_weights(trainer: Trainer, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:

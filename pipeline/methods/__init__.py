@@ -64,6 +64,7 @@ class Method(ABC):
         reference: Whether log π_ref is needed.
         takes_steps: Whether rewards of steps are looked at.
         takes_outcomes: Whether a reward of the whole alone is enough.
+        takes_rewards: Whether the size of a reward is looked at, not the verdict alone.
         needs_verdicts: Whether verdicts are looked at beside the reward.
         cut: What ends a segment, for methods that look at segments; None leaves solutions whole.
         thoughts: Most segments before the final answer, later ones are joined; 0 for no limit.
@@ -89,6 +90,7 @@ class Method(ABC):
     reference: bool = False
     takes_steps: bool = False
     takes_outcomes: bool = True
+    takes_rewards: bool = True
     needs_verdicts: bool = False
     cut: By | None = None
     thoughts: int = 0

@@ -32,6 +32,7 @@ class Config(MethodConfig):
     """Settings of DPO.
 
     Attributes:
+        normaliser: Always a mean over pairs.
         data: A log of verified "samples", or the data stage's preference "pairs".
         beta: Strength of the pull towards the reference, > 0.
         length_norm: Mean instead of sum of log-ratios.
@@ -41,6 +42,7 @@ class Config(MethodConfig):
     """
 
     kind: str = "dpo"
+    normaliser: Literal["sequence"] = "sequence"  # type: ignore[assignment]
     data: Literal["samples", "pairs"] = "samples"
     beta: float = Field(default=0.1, gt=0.0)
     length_norm: bool = False

@@ -37,6 +37,7 @@ class OnlineRft(Method):
 
     source = "policy"
     needs_verdicts = True
+    takes_rewards = False
     config: Config
 
     def advantages(self, sequences: list[Sequence]) -> list[Sequence]:

@@ -61,10 +61,15 @@ class ProcessRewardModel(Scores):
         """Return the judged samples that have a step, in `epochs` seeded permutations.
 
         A step is good where all its equations hold, and the end where the verdict is "correct".
+        A completion without an end token may end with a step's last token: the verdict holds.
         """
         units = []
         for sequence in sequences:
-            labels = [(end, float(value >= 1.0)) for end, value in sequence.steps]
+            last = len(sequence.completion) - 1
+            labels = [
+                (end, float(bool(sequence.correct) if end == last else value >= 1.0))
+                for end, value in sequence.steps
+            ]
             ends = {end for end, _ in labels}
             mask = [place in ends for place in range(len(sequence.completion))]
             if labels and sequence.correct is not None:

@@ -37,6 +37,7 @@ class Config(MethodConfig):
     """Settings of the reward model.
 
     Attributes:
+        normaliser: Always a mean over pairs.
         data: "pairs" of the data stage, or a log of verified "samples".
         pairs: Most pairs of one prompt, from samples.
         equal_length: Prefer pairs of nearly equal length, from samples.
@@ -45,6 +46,7 @@ class Config(MethodConfig):
     """
 
     kind: str = "reward_model"
+    normaliser: Literal["sequence"] = "sequence"  # type: ignore[assignment]
     data: Literal["pairs", "samples"] = "pairs"
     pairs: int = Field(default=4, ge=1)
     equal_length: bool = False

@@ -4,7 +4,7 @@
 
 Two denominators are possible and are named. `denominator = "kept"` (default) is the mean over the
 chosen correct samples: fine-tuning on the filtered set. `"sampled"` is eq. 3 as written, the mean
-over all samples of the log: the coefficient is then the share of samples that was kept, which
+over all judged samples of the log: the coefficient is then the share of them that was kept, which
 scales the gradient and changes nothing else.
 
 Selection: at most `per_problem` correct samples a problem, distinct by normalised reasoning path
@@ -70,7 +70,8 @@ class Rft(Imitation):
             distinct = {reasoning_path(s.text): s for s in reversed(candidates)}
             chosen = [s for s in candidates if distinct[reasoning_path(s.text)] is s]
             kept += chosen[: self.config.per_problem]
-        self.kept_share = len(kept) / max(1, len(sequences))
+        judged = sum(sequence.correct is not None for sequence in sequences)
+        self.kept_share = len(kept) / max(1, judged)
         order: list[Sequence] = []
         for _ in range(self.config.epochs):
             rng.shuffle(kept)

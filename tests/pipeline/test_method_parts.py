@@ -212,19 +212,35 @@ def test_rejection_sampling_follows_the_seed():
 
 def test_steps_of_samples_become_labels():
     method = process_reward_model.create(process_reward_model.Config(data="samples", epochs=2))
-    log = [sample(0, True, 4, steps=[(1, 1.0), (3, 0.5)], problem_id=f"p{i}") for i in range(8)]
+    steps = [(1, 1.0), (2, 0.5), (3, 1.0)]
+    log = [sample(0, True, 4, steps=steps, problem_id=f"p{i}") for i in range(8)]
     log += [sample(1, None, 4, steps=[(1, 1.0)]), sample(2, True, 4)]
     units = method.select(log, 3)
     assert len(units) == 16
     for (unit,) in units:
-        assert unit.steps == [(1, 1.0), (3, 0.0)]
-        assert unit.mask == [False, True, False, True]
+        assert unit.steps == [(1, 1.0), (2, 0.0), (3, 1.0)]
+        assert unit.mask == [False, True, True, True]
     names = [unit.problem_id for (unit,) in units]
     assert sorted(names[:8]) == sorted(names[8:]) and names[:8] != names[8:]
     again = [unit.problem_id for (unit,) in method.select(log, 3)]
     other = [unit.problem_id for (unit,) in method.select(log, 4)]
     assert names == again != other
     assert log[0].mask == [True] * 4, "the log stays as it is"
+
+
+def test_an_end_is_labelled_by_the_verdict_whatever_its_step_says():
+    """A completion that was cut off behind an equation that holds: its share adds to the reward."""
+    method = process_reward_model.create(process_reward_model.Config(data="samples"))
+    wrong = sample(0, False, 4, steps=[(1, 1.0), (3, 1.0)])
+    right = sample(0, True, 4, steps=[(1, 0.5), (3, 1.5)])
+    labels = {u.correct: u.steps for (u,) in method.select([wrong, right], 0)}
+    assert labels == {False: [(1, 1.0), (3, 0.0)], True: [(1, 0.0), (3, 1.0)]}
+
+
+def test_pairs_have_one_denominator():
+    for module in (dpo, reward_model):
+        with pytest.raises(ValueError, match="normaliser"):
+            module.Config(normaliser="token")  # type: ignore[arg-type]
 
 
 def test_what_carries_loss_in_a_pair():

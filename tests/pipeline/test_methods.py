@@ -131,6 +131,9 @@ def test_the_sampled_denominator_scales_by_the_kept_share():
     method.select(log, seed=0)
     tokens = flatten([log[0]], torch.float64)
     assert method.gradient_coefficient(tokens, torch.zeros(3)).tolist() == pytest.approx([0.5] * 3)
+    # What nobody could judge is in no denominator.
+    method.select([*log, sample(1, None, "e"), sample(2, None, "f")], seed=0)
+    assert method.kept_share == 0.5
 
 
 @pytest.mark.parametrize(
@@ -248,6 +251,23 @@ def test_gspo_by_hand():
     expected = [math.exp(0.15)] * 2 + [-2 * math.exp(0.4)] * 2
     assert method.gradient_coefficient(tokens, logp).tolist() == pytest.approx(expected)
     assert method.gradient_coefficient(tokens, 2 * logp).tolist()[:2] == [0.0, 0.0]
+
+
+def test_gspo_weighs_each_token_by_its_own_advantage():
+    """Process supervision: one ratio a sequence, and Â of each token."""
+    method = gspo.create(gspo.Config(clip_low=0.2, clip_high=0.2, supervision="process"))
+    tokens, _ = off_policy([2, 2])
+    tokens.weight = method.weights(tokens, 8)
+    tokens.advantage = torch.tensor([1.0, 3.0, -2.0, 5.0], dtype=torch.float64)
+    logp = torch.tensor([0.1, 0.2, 0.5, 0.3], dtype=torch.float64, requires_grad=True)
+    tokens.old_logp = torch.zeros(4, dtype=torch.float64)
+    # e^0.15 is inside the clip; e^0.4 beyond its upper edge, where Â > 0 goes no further.
+    expected = torch.tensor([1.0, 3.0, 0.0, 0.0], dtype=torch.float64) * math.exp(0.15)
+    expected[2] = -2.0 * math.exp(0.4)
+    found = method.gradient_coefficient(tokens, logp.detach())
+    torch.testing.assert_close(found, expected)
+    (slope,) = torch.autograd.grad(method.objective(tokens, logp), logp)
+    torch.testing.assert_close(slope, tokens.weight * expected)
 
 
 def test_cispo_inside_the_clip_is_grpo_and_beyond_it_keeps_a_bounded_weight():

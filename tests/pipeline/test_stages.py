@@ -26,6 +26,7 @@ from pipeline import rollout as rollout_module
 from pipeline import train as train_module
 from pipeline.config import RunConfig, SamplingConfig, TrainConfig
 from pipeline.engines._library import Unbuilt, library_for
+from pipeline.engines.embedded import EmbeddedEngine
 from pipeline.fixed import read_log
 from pipeline.generate import generate
 from pipeline.methods import create_method
@@ -554,6 +555,34 @@ def test_the_policy_that_samples_is_refreshed_when_it_is_due(run):
     assert max(fresh) < 1e-3 < min(later)
 
 
+def test_held_out_problems_are_solved_by_the_policy_that_is_trained(run, monkeypatch):
+    """While an older one samples; and that goes on as if nobody had looked."""
+    changes = {
+        "optimizer": {"learning_rate": 5e-3, "warmup_steps": 0},
+        "validate_limit": 2,
+        "agreement": {"on_gap": "off"},
+    }
+    plain = train(run, stage(run, "segments", steps=3, **changes))
+    logs = {path.name: path.read_bytes() for path in (plain / "rollouts").iterdir()}
+    taken: list[tuple[int, bytes]] = []
+    load = EmbeddedEngine.load_weights
+
+    def watch(self, weights, version):
+        kept = {name: value.detach().clone() for name, value in weights}
+        taken.append((version, kept["model.norm.weight"].numpy().tobytes()))
+        load(self, kept.items(), version)
+
+    monkeypatch.setattr(EmbeddedEngine, "load_weights", watch)
+    folder = train(run, stage(run, "segments", steps=3, validate_every=1, **changes))
+    assert {path.name: path.read_bytes() for path in (folder / "rollouts").iterdir()} == logs
+    # As it starts, a look before step 0, then one behind each step; and back after each of them.
+    assert [version for version, _ in taken] == [0, 0, 0, 1, 0, 2, 0, 3, 3]
+    looked = [weights for version, weights in taken if version]
+    assert len(set(looked)) == 3
+    final = load_file(folder / "checkpoint" / "model.safetensors")["model.norm.weight"]
+    assert looked[2] == looked[3] == final.numpy().tobytes()
+
+
 def test_segments_by_given_grades(run, tmp_path):
     grades = tmp_path / "grades.jsonl"
     data = Path(run.out) / "data" / "train.jsonl"
@@ -721,6 +750,12 @@ def test_nonsense_is_refused_before_anything_is_loaded(run):
         train(penalised, grpo.model_copy(update={"allow_truncated_sampling": True}))
     with pytest.raises(UserError, match="random weights"):
         train(run, grpo.model_copy(update={"init": "model"}))
+    with pytest.raises(UserError, match=r"'watch_reference': True for 'rft', which does not"):
+        train(run, stage(run, "rft", watch_reference=True))
+    with pytest.raises(UserError, match="of 2 steps each, 3 fit"):
+        train(run, stage(run, "grpo", steps=6, iterations=5))
+    with pytest.raises(UserError, match="asks only what is correct"):
+        train(run, stage(run, "online_rft", reward={"length": 0.5}))
     with pytest.raises(UserError, match="number of steps"):
         train(run, grpo.model_copy(update={"steps": 0}))
     cramped = run.model_copy(update={"model": run.model.model_copy(update={"context": 16})})
