@@ -13,7 +13,8 @@ from .budget import check
 from .equality import UndecidedError, constant_ratio, is_zero, symbols
 from .matrices import Rows, rows_of
 from .nodes import Node
-from .views import Named, flatten, names_match, unname
+from .piecewise import same_pieces
+from .views import Named, flatten, in_name_order, names_match, spread, unname
 from .words import word_set
 
 _STRUCTURES = word_set(
@@ -52,6 +53,7 @@ def _same(a: Node, b: Node) -> str | None:
     check()
     if a == b:
         return "same_form"
+    a, b = spread(a, b), spread(b, a)
     equations = _equations(a, b)
     if equations is not None:
         return equations or None
@@ -80,6 +82,8 @@ def _same(a: Node, b: Node) -> str | None:
         return _tuples(a, b)
     if a[0] == "rel" or b[0] == "rel":
         return _chains(a, b)
+    if a[0] == b[0] == "cases":
+        return same_pieces(a[1], b[1], matches)
     if a[0] in _STRUCTURES or b[0] in _STRUCTURES:
         return None
     if a[0] == b[0] == "sym" and a[1].upper() == b[1].upper() and a[1].upper() in CHOICES:
@@ -178,6 +182,11 @@ def _conditional(a: Node, b: Node) -> str | None:
     """Compare values with side conditions; a free integer may be renamed."""
     body_a, condition_a = (a[1], a[2]) if a[0] == "cond" else (a, None)
     body_b, condition_b = (b[1], b[2]) if b[0] == "cond" else (b, None)
+    named_a, named_b = unname(body_a), unname(body_b)
+    if isinstance(named_a, Named) and not isinstance(named_b, Named):
+        body_a = named_a.value  # x = 2k against 2n: only the integer has another name
+    elif isinstance(named_b, Named) and not isinstance(named_a, Named):
+        body_b = named_b.value
     integer_a, integer_b = scalars.free_integer(condition_a), scalars.free_integer(condition_b)
     if (condition_a is not None and integer_a is None) or (
         condition_b is not None and integer_b is None
@@ -186,6 +195,8 @@ def _conditional(a: Node, b: Node) -> str | None:
             return None
         both = _same(body_a, body_b)
         return both if both and _same(condition_a, condition_b) else None
+    if integer_a and integer_b and scalars.is_whole(condition_a) != scalars.is_whole(condition_b):
+        return None  # all integers are more than the natural numbers
     rule = _same(body_a, body_b)
     if rule:
         return rule
@@ -221,14 +232,18 @@ def _items(node: Node) -> tuple[Node, ...]:
 
 def _lists(a: Node, b: Node) -> str | None:
     """Compare enumerations: unordered, except against an ordered tuple."""
-    if a[0] == b[0] == "list" or {a[0], b[0]} == {"list", "rel"}:
-        found = _as_real_sets(a, b)
-        if found is not None:
-            return found
-    first, second = _items(a), _items(b)
+    found = _as_real_sets(a, b)
+    if found is not None:
+        return found
+    a, b = (_member(p) if _member(p)[0] == "set" else p for p in (a, b))
+    first, second = in_name_order(_items(a), _items(b))
     if len(first) != len(second):
-        # Said twice is said once.
+        # Said twice is said once, and 3/4 or 0.75 says one value twice.
         first, second = tuple(dict.fromkeys(first)), tuple(dict.fromkeys(second))
+        if len(first) > len(second):
+            first = _distinct(first)
+        elif len(second) > len(first):
+            second = _distinct(second)
     if len(first) == len(second) == 1:
         return _same(first[0], second[0])
     if len(first) != len(second):
@@ -338,7 +353,8 @@ def _sets(a: Node, b: Node) -> str | None:
         return "set_builder"
     for one, other in ((a, b), (b, a)):
         if one[0] == "set" and other[0] == "group":
-            return _in_order(_items(a), _items(b))
+            # Bare braces may have lost anything; those of a set say that no order is meant.
+            return _in_order(_items(a), _items(b)) if one[2:] else None
         if one[0] == "set" and len(one[1]) == 1 and other[0] not in _STRUCTURES:
             return _same(_items(a)[0], _items(b)[0])
     if a[0] not in _STRUCTURES or b[0] not in _STRUCTURES:
@@ -367,7 +383,7 @@ def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
 
 def _safe_same(a: Node, b: Node) -> bool:
     try:
-        return bool(_same(a, b)) and _same(a, b) != "rounded"
+        return _same(a, b) not in (None, "rounded")
     except UndecidedError:
         return False
 

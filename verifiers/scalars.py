@@ -52,6 +52,9 @@ def same(gold: Node, answer: Node) -> str | None:
     if unit_a is not None and unit_b is not None:
         if unit_a.percent and unit_b.percent:
             return _values(value_a, value_b)
+        if {unit_a.dimensions, unit_b.dimensions} == {(("deg", 1),), (("rad", 1),)}:
+            value_a, value_b = _in_radians(value_a, unit_a), _in_radians(value_b, unit_b)
+            return _values(value_a, value_b) and "angle"
         factor = units.compatible(unit_a, unit_b)
         if factor is None or unit_a.percent != unit_b.percent:
             return None
@@ -100,6 +103,11 @@ def _measured(node: Node) -> tuple[Node, units.Unit | None]:
     if unit.scale != 1:
         value = _scaled(value, unit.scale)
     return value, None if unit.bare and not unit.percent else unit
+
+
+def _in_radians(value: Node, unit: units.Unit) -> Node:
+    value = _scaled(value, unit.factor)
+    return ("deg", value) if unit.dimensions == (("deg", 1),) else value
 
 
 def _scaled(value: Node, factor: Fraction) -> Node:
@@ -242,6 +250,11 @@ def rename(node: Node, old: Any, new: Any) -> Node:
     if old is None or new is None:
         return node
     return substitute(node, {old: ("sym", new)})
+
+
+def is_whole(condition: Node | None) -> bool:
+    """Whether a condition that declares an integer lets it be any, negative ones too."""
+    return condition is not None and condition[1][2][1] == "Z"
 
 
 def free_integer(condition: Node | None) -> Any | None:
