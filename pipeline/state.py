@@ -338,8 +338,8 @@ def _fill(part: Part, key: str, file: Any) -> None:
 
 
 def _moment(name: str, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-    # The step counter stays whole and on the CPU, as AdamW itself keeps it.
-    return value if name == "step" else part_for(parameter, value)
+    # The step counter stays whole, and beside its parameter: fused AdamW refuses another device.
+    return value.to(parameter.device) if name == "step" else part_for(parameter, value)
 
 
 def _states(folder: Path) -> list[Path]:

@@ -24,16 +24,17 @@ from data_prep.schema import LabelledSteps, Preference
 from pipeline import generate as generate_module
 from pipeline import rollout as rollout_module
 from pipeline import train as train_module
-from pipeline.config import RunConfig, SamplingConfig, TrainConfig
+from pipeline.config import OptimizerConfig, RunConfig, SamplingConfig, TrainConfig
 from pipeline.engines._library import Unbuilt, library_for
 from pipeline.engines.embedded import EmbeddedEngine
 from pipeline.fixed import read_log
 from pipeline.generate import generate
 from pipeline.methods import create_method
 from pipeline.model import load_model, load_tokenizer
+from pipeline.optimizer import build_optimizer
 from pipeline.plan import settings_of
 from pipeline.samples import read_samples
-from pipeline.state import Part, load_state
+from pipeline.state import Part, load_state, save_state
 from pipeline.train import train
 from pipeline.verify import verify
 
@@ -355,6 +356,44 @@ def test_when_every_state_is_damaged_it_says_so(run, monkeypatch):
 
 def test_no_state_is_step_zero(tmp_path, checkpoint):
     assert load_state(tmp_path, {"model": Part(load_model(checkpoint))}) == 0
+
+
+def optimised(device: str):
+    model = torch.nn.Linear(3, 2).to(device)
+    return model, build_optimizer((model, 1.0), config=OptimizerConfig())
+
+
+def take_step(model, optimizer) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+    optimizer.step()
+
+
+def test_moments_and_counters_come_back_beside_their_parameters(tmp_path):
+    """On the device of the parameter, as AdamW's fused step wants all; "meta" is one like any."""
+    model, optimizer = optimised("cpu")
+    take_step(model, optimizer)
+    save_state(tmp_path, 1, {"model": Part(model, optimizer)})
+    other, empty = optimised("meta")
+    assert load_state(tmp_path, {"model": Part(other, empty)}) == 1
+    assert len(empty.state) == len(list(other.parameters()))
+    for parameter, moments in empty.state.items():
+        assert set(moments) == {"step", "exp_avg", "exp_avg_sq"}
+        assert {value.device for value in moments.values()} == {parameter.device}
+
+
+@pytest.mark.gpu
+def test_an_optimizer_goes_on_on_a_gpu(tmp_path):
+    model, optimizer = optimised("cuda")
+    take_step(model, optimizer)
+    save_state(tmp_path, 1, {"model": Part(model, optimizer)})
+    other, resumed = optimised("cuda")
+    load_state(tmp_path, {"model": Part(other, resumed)})
+    take_step(model, optimizer)
+    take_step(other, resumed)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_complete_stages_are_skipped_and_changed_ones_made_again(run, monkeypatch):
