@@ -135,6 +135,12 @@ class Rollouts:
         """Return the log of a step's rollouts."""
         return self.folder / f"step-{step:05d}.jsonl"
 
+    def forget(self, step: int) -> None:
+        """Remove the logs from a step on, which were drawn ahead and are not trained on."""
+        for path in self.folder.glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
     def draw(self, step: int) -> Drawn:
         """Sample, judge and log the groups of a step, refilling where the method asks for it."""
         drawn = Drawn([], [])

@@ -197,6 +197,8 @@ def _train(
                     ranks.wait()  # a launcher stops the leader when the others have ended
                     interruption.check()
 
+    if data.rollouts is not None and ranks.leads:
+        data.rollouts.forget(step + 1)  # the budget was spent before their turn
     # A signal of the last step, or from here on, ends the run when the stage is published.
     weights = dict(trained_weights(trainer, ranks))
     if not ranks.leads:

@@ -13,6 +13,7 @@ from data_prep.build import build
 from data_prep.config import validate
 from data_prep.errors import UserError
 from data_prep.jsonl import read_rows
+from data_prep.manifest import read_manifest
 from pipeline.ahead import Ahead
 from pipeline.batch import Sequence
 from pipeline.config import TrainConfig
@@ -202,6 +203,20 @@ def test_staleness_is_logged_for_each_sample_and_step(run):
         for _, sample in read_rows(folder / "rollouts" / f"step-{step:05d}.jsonl"):
             assert sample["policy_version"] == step - lag
             assert sample["staleness"] == lag
+
+
+def test_what_a_spent_budget_leaves_over_is_not_among_the_results(run):
+    """Two steps of twelve samples are taken, and the batches of two more lie ready."""
+    config = stage(run, staleness=2, sample_budget=13, save_every=1)
+    folder = train(run, config)
+    taken = [row for _, row in read_rows(folder / "steps.jsonl")]
+    assert [(row["step"], row["samples"]) for row in taken] == [(0, 12), (1, 12)]
+    logs = [f"step-{step:05d}.jsonl" for step in range(2)]
+    assert sorted(p.name for p in (folder / "rollouts").iterdir()) == logs
+    outputs = read_manifest(folder)["outputs"]
+    assert sorted(name for name in outputs if name.startswith("rollouts/")) == [
+        f"rollouts/{name}" for name in logs
+    ]
 
 
 def test_the_correction_weighs_by_what_the_policy_has_moved(run):
