@@ -22,12 +22,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
 from pipeline import divergence
 from pipeline.adapters import Adapters, plain_weights
 from pipeline.agreement import Agreement
@@ -35,18 +34,17 @@ from pipeline.batch import Layout, MicroBatch, Sequence, Tokens, flatten
 from pipeline.coefficients import Watched
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.correction import gap_figures, importance
-from pipeline.critic import Critic, critic_of, load_scalar_model, value_head
+from pipeline.critic import Critic, critic_of
 from pipeline.engines import sample_seed
-from pipeline.generate import checkpoint_of
 from pipeline.logprobs import Selected
 from pipeline.methods import Method
-from pipeline.model import build_model, load_model, pick_device
 from pipeline.non_finite import NonFiniteError
 from pipeline.optimizer import build_optimizer, learning_rate, set_learning_rate
 from pipeline.policy import States, check_head, hidden_states, in_one_pass, token_logprobs
 from pipeline.ranks import ALONE, Ranks
 from pipeline.records import advantage_figures, over_parts
 from pipeline.split import whole
+from pipeline.stage_models import load_models
 from pipeline.state import Part
 
 
@@ -465,60 +463,6 @@ def build_trainer(
     tokenizer: Any,
     ranks: Ranks = ALONE,
 ) -> Trainer:
-    """Load or build the models of a stage."""
-    device = pick_device(run.engine.device)  # type: ignore[attr-defined]
-    if ranks.shards:
-        device = torch.device("cpu")  # a layer at a time goes to the GPU, split
-    dtype, trust = run.model.dtype, run.model.trust_remote_code
-    if method.trains == "scores":
-        if init is None:
-            raise UserError(
-                f"stage {config.name!r}, key 'init'",
-                "a model with random weights",
-                "a trained model to judge with",
-                'set init = "sft"',
-            )
-        judge: Any = load_scalar_model(init, dtype, trust).to(device)  # type: ignore[arg-type]
-        adapters = _adapters(run, config, judge, "scores")
-        _checkpointing(config, judge)
-        return Trainer(run, config, method, judge.train(), adapters=adapters, ranks=ranks)
-    model: Any = (
-        build_model(run.model, tokenizer, run.seed)
-        if init is None
-        else load_model(init, dtype, trust)
-    ).to(device)  # type: ignore[arg-type]
-    adapters = _adapters(run, config, model)
-    _checkpointing(config, model)
-    reference: Any = None
-    if method.reference or config.watch_reference:
-        # Without its adapters the model is its own reference.
-        reference = model if adapters else load_model(str(init), dtype, trust).requires_grad_(False)
-        reference = reference.to(device)  # type: ignore[arg-type]
-    critic = None
-    if method.critic == "head":
-        critic = value_head(model)
-    elif method.critic == "separate":
-        start = checkpoint_of(run, method.critic_init) if method.critic_init else str(init)
-        scalar: Any = load_scalar_model(start, dtype, trust).to(device)  # type: ignore[arg-type]
-        _adapters(run, config, scalar, "scores")
-        _checkpointing(config, scalar)
-        critic = critic_of(scalar.train())
-    if ranks.shards and method.critic == "head":
-        critic = critic.to(ranks.device)  # type: ignore[union-attr]
-    return Trainer(run, config, method, model.train(), reference, critic, adapters, ranks)
-
-
-def _adapters(
-    run: RunConfig, config: TrainConfig, model: Any, task: Literal["policy", "scores"] = "policy"
-) -> Adapters | None:
-    """Put adapters into a model where the stage asks for them."""
-    if not config.lora.rank:
-        return None
-    resets = task == "policy" and config.iterations > 1
-    return Adapters(model, config.lora, task, run.seed, resets, f"stage {config.name!r}")
-
-
-def _checkpointing(config: TrainConfig, model: Any) -> None:
-    if config.gradient_checkpointing:
-        # Reentrant checkpoints would lose the gradient of adapters on a frozen embedding.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    """Load or build the models of a stage, and what trains them."""
+    models = load_models(run, config, method, init, tokenizer, ranks)
+    return Trainer(run, config, method, *models, ranks)
