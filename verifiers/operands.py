@@ -151,7 +151,9 @@ class Operands(Cursor, ABC):
     def _float_tail(self) -> bool:
         ahead = self.peek(1)
         if ahead.kind == "op" and ahead.text in "+-" and ahead.glued:
-            ahead = self.peek(2)
+            ahead, after = self.peek(2), self.peek(3)
+            if after.kind == "id" and after.glued:
+                return False  # 4e+7p is a sum
             return ahead.kind == "num" and ahead.glued and ahead.text.isdigit()
         return ahead.kind == "num" and ahead.glued and ahead.text.isdigit()
 

@@ -217,7 +217,8 @@ def _forms(clean: str) -> list[str]:
         if european is not None:
             forms.append(f"{european.group(1).replace('.', '')}.{european.group(2)}")
         decimal = _COMMA_DECIMAL.fullmatch(base) if grouped == base else None
-        if decimal is not None:
+        # "-3,0" is two values far more often than -3.0.
+        if decimal is not None and decimal.group(2) != "0":
             forms.append(f"{decimal.group(1)}.{decimal.group(2)}{decimal.group(3)}")
     else:
         forms.append(base)
