@@ -239,7 +239,7 @@ def in_name_order(first: Items, second: Items) -> tuple[Items, Items]:
 
 
 def _ordered(items: Items, others: Items) -> Items:
-    if any(item[0] != "rel" for item in items):
+    if not items or any(item[0] != "rel" for item in items):
         return items
     names = [found.name for found in map(unname, items) if isinstance(found, Named)]
     letters = [name[1] for name in names if name[0] == "sym" and len(name[1]) == 1]
