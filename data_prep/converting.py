@@ -5,12 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from data_prep.chunk import Converter, Task, is_whole
 from data_prep.cluster import Cluster, ClusterConfig
@@ -20,6 +17,7 @@ from data_prep.formatting import load_formatter
 from data_prep.interruption import Interruption
 from data_prep.mixture_config import MixtureConfig
 from data_prep.plugins import load_plugin
+from data_prep.progress import progress
 from data_prep.reading import Rejected, convert, read_stretch, stretches
 from data_prep.schema import Problem
 from data_prep.sources import questions as any_questions
@@ -80,7 +78,7 @@ def convert_chunks(
     left = [task for task in tasks if not is_whole(task)]
     start = (config, seed, str(folder / "tokenizer"))
     with (
-        tqdm(total=len(left), desc="convert", unit="chunk", file=sys.stderr) as bar,
+        progress("convert", "chunk", len(left)) as bar,
         Interruption("chunk") as interruption,
     ):
         if cluster is not None:

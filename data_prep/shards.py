@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from data_prep.cluster import Cluster, ClusterConfig
 from data_prep.files import Journal, file_hash, writing
+from data_prep.progress import progress
 
 VERSION = "1"
 SCHEMA = pa.schema(
@@ -128,14 +127,7 @@ def write_shards(
         chosen = sequences[index * size : (index + 1) * size]
         return [[documents[row] for row in one] for one in chosen]
 
-    with tqdm(
-        total=count,
-        initial=count - len(missing),
-        desc=f"write {split}",
-        unit="shard",
-        file=sys.stderr,
-        disable=count < 2,
-    ) as bar:
+    with progress(f"write {split}", "shard", count, count - len(missing), hidden=count < 2) as bar:
         if cluster is not None:
             with Cluster(cluster, partial(_writer, tokens, names)) as pool:
                 for done, found in pool.map((paths[i], rows_of(i)) for i in missing):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data_prep.errors import UserError
 from data_prep.files import Journal
 from data_prep.jsonl import read_rows, write_rows
+from data_prep.progress import progress
 from data_prep.schema import Problem
 from eval.transcripts import answer_text
 from pipeline.samples import Sample
@@ -115,7 +116,7 @@ def grade(
             )
         # Not before the first sample: drawing them may have a bar of its own.
         if bar is None:
-            bar = tqdm(desc=label, unit="sample")
+            bar = progress(label, "sample")
         waiting.append(list(group))
         held += len(waiting[-1])
         if held >= CHUNK:

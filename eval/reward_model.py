@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from tqdm import tqdm
-
 from data_prep.errors import UserError
 from data_prep.files import file_hash
 from data_prep.jsonl import column, read_rows
 from data_prep.manifest import input_hash
 from data_prep.plugins import load_plugin
+from data_prep.progress import progress
 from eval.models import is_scalar_model
 from pipeline.engines import Prompt
 from pipeline.model import load_tokenizer
@@ -117,7 +116,7 @@ class RewardModel:
         """
         before = {prompt.id: prompt.token_ids for prompt in prompts}
         waiting: list[Sample] = []
-        with tqdm(desc="score", unit="sample") as bar:
+        with progress("score", "sample") as bar:
             for sample in samples:
                 waiting.append(sample)
                 if len(waiting) == CHUNK:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
@@ -21,6 +19,7 @@ from data_prep.files import Journal
 from data_prep.formatting import load_formatter
 from data_prep.interruption import Interruption
 from data_prep.jsonl import read_json, write_rows
+from data_prep.progress import progress
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem, read_problems
 from pipeline.cluster import ClusterEngine, engine_of
@@ -85,7 +84,7 @@ def generate_shards(
     paths = [folder / f"{label}-{index:05d}.jsonl" for index in range(len(starts))]
     journal = Journal(folder)
     with (
-        tqdm(total=len(prompts) * sampling.n, desc=label, unit="sample", leave=True) as bar,
+        progress(label, "sample", len(prompts) * sampling.n) as bar,
         Interruption("shard") as interruption,
     ):
         parts = {p: prompts[s : s + shard_size] for s, p in zip(starts, paths, strict=True)}

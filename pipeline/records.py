@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_prep.errors import UserError
 from data_prep.files import disk_errors, writing
 from data_prep.jsonl import dump_row, parse_row, read_rows
+from data_prep.progress import progress
 from pipeline.batch import Sequence
 from pipeline.monitor import Monitor
 from pipeline.trackers import Trackers
@@ -68,7 +68,7 @@ class Records:
                 file.writelines(self._kept(name, start))
         if trackers is not None:
             trackers.begin(self._shown() if trackers.kinds else ())
-        self.bar = tqdm(total=total, initial=start, desc=label, unit="step", leave=True)
+        self.bar = progress(label, "step", total, start)
 
     def _kept(self, name: str, start: int) -> Iterator[bytes]:
         """Yield the lines of steps before `start`, one at a time: there may be a great many."""
@@ -127,7 +127,7 @@ class Records:
                 self._append("warnings", warned.to_row())
                 self.monitor.say(warned)
         shown = ("reward_mean", "objective", "accuracy", "entropy", "validation_loss")
-        self.bar.set_postfix({key: f"{figures[key]:.3f}" for key in shown if key in figures})
+        self.bar.set_postfix({key: f"{figures[key]:z.3f}" for key in shown if key in figures})
         self.bar.update(1)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:

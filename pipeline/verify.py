@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep.arguments import Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.files import Journal
 from data_prep.interruption import Interruption
 from data_prep.jsonl import read_rows, write_rows
+from data_prep.progress import progress
 from data_prep.run_folder import Stage
 from pipeline.config import RunConfig, VerifyConfig, load_run
 from pipeline.samples import read_samples
@@ -58,9 +57,6 @@ def check_checker(checker: dict[str, Any], where: str) -> tuple[str, dict[str, A
 def samples_in(folder: Path) -> Iterable[Path]:
     """Return the shards of a generate stage, in order."""
     return sorted(folder.glob("samples-*.jsonl"))
-
-
-BAR: dict[str, Any] = {"desc": "verify", "unit": "shard"}
 
 
 def shares(
@@ -105,7 +101,7 @@ def _verify(run: RunConfig, config: VerifyConfig, source: Path, stage: Stage) ->
             if not journal.holds(target)
         ]
         asked = ([(golds[s.problem_id], s.text) for s in read_samples(shard)] for shard, _ in left)
-        with tqdm(total=len(shards), initial=len(shards) - len(left), **BAR) as bar:
+        with progress("verify", "shard", len(shards), len(shards) - len(left)) as bar:
             for number, verdicts in shares(pool, asked):
                 shard, target = left[number]
                 write_rows(
