@@ -11,6 +11,7 @@ that was never killed.
 |                  | `zero_signal`                                                                |
 | truncated        | share of completions that were cut off, at or above `truncated`              |
 | reward_zero      | every reward of every step was 0                                             |
+| unscored         | share of samples without a reward (not judged), at or above `zero_signal`    |
 | length           | mean completion `length_growth` times as long as in the first `window` steps |
 |                  | while the reward is no higher                                                |
 | incorrect_length | incorrect completions `length_gap` times as long as correct ones             |
@@ -49,7 +50,7 @@ class MonitorConfig(Config):
     Attributes:
         window: Steps that a mean is taken over.
         entropy_share: Of the first window's entropy.
-        zero_signal: Share of groups.
+        zero_signal: Share of groups, and of samples without a reward.
         truncated: Share of completions.
         length_growth: Times the first window's mean length.
         length_gap: Length of incorrect completions over that of correct ones.
@@ -107,6 +108,7 @@ class Monitor:
             "zero_signal": self._zero_signal,
             "truncated": self._truncated,
             "reward_zero": self._reward_zero,
+            "unscored": self._unscored,
             "length": self._length,
             "incorrect_length": self._incorrect_length,
             "kl": lambda: self._kl("kl_k3", self.config.kl, "the reference"),
@@ -193,6 +195,17 @@ class Monitor:
             f"every reward is 0 {self._over()}: no sample was right",
             "Look at some with python -m pipeline.steps. Give easier problems or a better start, "
             "and check that the verifier reads the form of the answers.",
+        )
+
+    def _unscored(self) -> tuple[str, str] | None:
+        share = self._mean(self._last, "unscored_share")
+        if share is None or share < self.config.zero_signal:
+            return None
+        return (
+            f"{share:.0%} of samples have no reward {self._over()}: they could not be judged, or "
+            "the method leaves them out",
+            "Look at the outcomes in the stage's rollouts; where they are errors or timeouts, try "
+            "the checker by itself with python -m verifiers check.",
         )
 
     def _length(self) -> tuple[str, str] | None:

@@ -93,11 +93,14 @@ def open_data(
             rewards.fill_steps([sample for sample in log if sample.reward is not None])
         units = method.select(log, run.seed)
         if not units:
+            unjudged = sum(sample.reward is None for sample in log)
             raise UserError(
                 f"stage {config.name!r}",
-                f"no sample of {len(log)} can be used",
+                f"no sample of {len(log)} can be used"
+                + (f"; {unjudged} could not be judged" if unjudged else ""),
                 "correct samples (RFT), or correct and incorrect ones of one problem (pairs)",
-                "sample more, or start from a model that solves some of the problems",
+                "sample more, or start from a model that solves some of the problems"
+                + ("; the verdicts' `detail` says why some are missing" if unjudged else ""),
             )
         # Units of one batch stay apart: a group is a pair, or a single sample.
         data = _fixed(

@@ -21,7 +21,8 @@ from data_prep.progress import progress
 from data_prep.run_folder import Stage
 from pipeline.config import RunConfig, VerifyConfig, load_run
 from pipeline.samples import read_samples
-from verifiers import Verdict, VerifierPool, load_checker
+from verifiers import Outcome, Verdict, VerifierPool, load_checker
+from verifiers.plain import plain
 
 
 def open_pool(checker: dict[str, Any], workers: int, time_limit_s: float = 1.0) -> VerifierPool:
@@ -114,8 +115,21 @@ def _verify(run: RunConfig, config: VerifyConfig, source: Path, stage: Stage) ->
                 )
                 bar.update()
                 interruption.check()
+    failed: Counter[str] = Counter()
     for path in verdict_files:
-        outcomes.update(row["outcome"] for _, row in read_rows(path))
+        for _, row in read_rows(path):
+            outcomes[row["outcome"]] += 1
+            if not Verdict(Outcome(row["outcome"])).is_scorable:
+                failed[f"{row['outcome']}, {row['detail'] or row['rule']}"] += 1
+    if failed:
+        reason, count = failed.most_common(1)[0]
+        print(
+            plain(
+                f"warning: {failed.total()} of {outcomes.total()} samples could not be judged and "
+                f"are not trained on; most often ({count}): {reason}"
+            ),
+            file=sys.stderr,
+        )
     return stage.complete(samples=sum(outcomes.values()), outcomes=dict(sorted(outcomes.items())))
 
 

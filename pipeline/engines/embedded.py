@@ -186,6 +186,8 @@ class EmbeddedEngine:
             if batch.run(waiting, sampling):
                 self._batch = batch
         whole = [completion for group in groups for completion in group.completions]
+        if not whole:
+            return groups  # every prompt is too long; of no row the tokenizer makes an empty text
         texts = self.tokenizer.batch_decode(
             [completion.token_ids for completion in whole], skip_special_tokens=True
         )

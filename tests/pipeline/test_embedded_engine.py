@@ -216,6 +216,14 @@ def test_a_prompt_longer_than_the_context_fails_alone(engine, problems):
     assert groups[2].error is not None
 
 
+def test_when_no_prompt_fits_all_say_so(engine, problems):
+    long = [Prompt(f"long-{n}", (5,) * 4096) for n in range(2)]
+    groups = engine.generate(long, Sampling(n=2, max_tokens=4))
+    assert ["4096 tokens" in str(group.error) for group in groups] == [True, True]
+    assert not any(group.completions for group in groups)
+    assert engine.generate([], Sampling()) == []
+
+
 def test_a_completion_never_passes_the_context(engine):
     group = engine.generate([Prompt("p", (30,) * 120)], Sampling(n=16, max_tokens=50))[0]
     assert max(len(c.token_ids) for c in group.completions) == 8

@@ -809,6 +809,23 @@ def test_truncated_sampling_can_be_allowed(run):
     assert (folder / "checkpoint").is_dir()
 
 
+def test_a_checker_that_fails_is_said_with_its_reason(run, capsys):
+    checker = Path(run.verify.checker["kind"])
+    before = checker.read_text("utf-8")
+    checker.write_text(before.replace("outcome =", "undefined\n        outcome ="), "utf-8")
+    capsys.readouterr()
+    verify(run, run.verify)
+    said = capsys.readouterr().err
+    assert "warning: 30 of 30 samples could not be judged and are not trained on" in said
+    assert "most often (30): error, NameError: name 'undefined' is not defined" in said
+    with pytest.raises(UserError, match="no sample of 30 can be used; 30 could not be judged") as e:
+        train(run, stage(run, "rft"))
+    assert "`detail`" in e.value.fix
+    checker.write_text(before, "utf-8")
+    verify(run, run.verify)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_an_edited_checker_makes_the_verdicts_again(run):
     first = verify(run, run.verify)
     before = (first / "verdicts-00000.jsonl").read_bytes()
