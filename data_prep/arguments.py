@@ -122,6 +122,25 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def whole_numbers(words: Sequence[str], option: str) -> list[int]:
+    """Return the numbers of an option that takes several: "1 2 4" and "1,2,4" are the same.
+
+    Args:
+        words: As they were typed.
+        option: Its name, for the error.
+
+    Raises:
+        UserError: One is no whole number.
+    """
+    found = " ".join(words)
+    try:
+        return [int(part) for word in words for part in word.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{COMMAND_LINE}, {option}", repr(found), "numbers such as 1 2 4 8", "mend it"
+        ) from None
+
+
 def above_zero(text: str) -> float:
     """Return the number of an option that takes one above 0."""
     try:

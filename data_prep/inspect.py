@@ -62,8 +62,9 @@ def main(arguments: list[str]) -> None:
     """Show a row."""
     parser = Arguments("python -m data_prep.inspect", __doc__)
     parser.add_argument("stage", help="folder of a data or mixture stage")
-    parser.add_argument("--split", default="train", choices=("train", "validation"))
-    parser.add_argument("--row", type=int, default=0)
+    splits = ("train", "validation")
+    parser.add_argument("--split", default="train", choices=splits, help="default: train")
+    parser.add_argument("--row", type=int, default=0, help="which sequence, from 0")
     parser.add_argument("--plain", action="store_true", help="a line a token")
     options = parser.parse_args(arguments)
     stage = Path(options.stage)

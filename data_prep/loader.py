@@ -55,11 +55,15 @@ class Sequences:
         paths = sorted(Path(stage).glob(f"{split}-*-of-*.arrow"))
         expected = int(paths[0].stem.rsplit("-", 1)[1]) if paths else 0
         if not paths or len(paths) != expected:
+            # A run's folder in place of a stage's.
+            below = sorted({str(path.parent) for path in Path(stage).glob(f"*/{split}-*.arrow")})
             raise UserError(
                 str(stage),
-                f"{len(paths)} of {expected or 'no'} shards of split {split!r}",
+                f"{f'{len(paths)} of {expected}' if paths else 'no'} shards of split {split!r}",
                 "a complete data or mixture stage with supervised rows",
-                "run python -m data_prep.build (or .mixture) with this configuration; it goes on",
+                f"name {' or '.join(below)}"
+                if below
+                else "run python -m data_prep.build (or .mixture) with this configuration; it goes on",
             )
         self._shards = [_Shard(path) for path in paths]
         self._ends = list(accumulate(len(shard) for shard in self._shards))

@@ -69,12 +69,18 @@ def check_model(folder: Path, trust_remote_code: bool = False) -> None:
     }
     for what, patterns in needed.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+            names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+            found = ", ".join(sorted(names)[:12]) or "nothing"
+            # A stage's folder, or a run's, in place of a checkpoint within it.
+            below = [*folder.glob("checkpoint/config.json"), *folder.glob("*/checkpoint/config.json")]
+            within = " or ".join(str(path.parent) for path in sorted(below)[:6])
             raise UserError(
                 str(folder),
                 f"an incomplete model folder without {what}; it holds {found}",
-                f"{what} ({' or '.join(patterns)})",
-                "copy the missing files, or name the folder that save_pretrained wrote",
+                what if patterns == (what,) else f"{what} ({' or '.join(patterns)})",
+                f"name {within}"
+                if within
+                else "copy the missing files, or name the folder that save_pretrained wrote",
             )
     if is_scalar_model(folder):
         raise UserError(

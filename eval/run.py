@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import Arguments, at_least, unknown_argument
+from data_prep.arguments import Arguments, at_least, unknown_argument, whole_numbers
 from data_prep.config import Config, fingerprint, plugin_config, validate
 from data_prep.errors import UserError, command, nearest
-from data_prep.jsonl import read_json
+from data_prep.jsonl import read_json, read_rows
 from data_prep.manifest import read_manifest
 from data_prep.run_folder import folder_name
 from eval.evaluate import Job, evaluate, prompts_of, sandbox_of
@@ -269,9 +270,10 @@ def table(folders: list[Path]) -> str:
             ):
                 if figures[metric]["value"]:
                     share = 100 * figures[metric]["value"]
+                    why = _why(path.with_name("verdicts.jsonl")) if metric == "unjudged" else ""
                     notes.append(
                         f"{row['checkpoint']} on {row['suite']}: {share:.1f} % of the "
-                        f"samples {words} (counted as not correct)"
+                        f"samples {words} (counted as not correct){why}"
                     )
     # Suites may have been evaluated with different n.
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -282,6 +284,17 @@ def table(folders: list[Path]) -> str:
         for line in lines
     ]
     return "\n".join([*rendered, "", "value [95 % interval over questions], in %", *notes])
+
+
+def _why(verdicts: Path) -> str:
+    """Return the most frequent reason for which samples could not be judged."""
+    rows = read_rows(verdicts) if verdicts.is_file() else ()
+    found = Counter(
+        f"{row['outcome']}, {row['detail'] or row['rule']}"
+        for _, row in rows
+        if row["outcome"] in ("gold_unparseable", "error")
+    )
+    return plain(f"; most often: {found.most_common(1)[0][0]:.200}") if found else ""
 
 
 def percent(figure: dict[str, Any]) -> str:
@@ -303,7 +316,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     parser.add_argument("--checkpoints", nargs="+", default=[], help="training stages of the run")
     parser.add_argument("--suites", nargs="+", help="names, NAME=FILE, or files of one's own")
     parser.add_argument("--n", type=int, help="samples a question (0: greedy only)")
-    parser.add_argument("--k", type=int, nargs="+", help="K of Pass@K and Maj@K")
+    parser.add_argument("--k", nargs="+", help="K of Pass@K and Maj@K, such as 1 2 4 8")
     parser.add_argument("--limit", type=int, help="first questions of each suite")
     parser.add_argument("--temperature", type=float, help="of the n samples")
     parser.add_argument("--top-p", type=float, help="nucleus of the n samples")
@@ -334,6 +347,8 @@ def main(arguments: list[str]) -> None:
         for key in EvaluateConfig.model_fields
         if (value := getattr(known, key, None)) is not None
     }
+    if "k" in given:
+        given["k"] = whole_numbers(known.k, "--k")
     given |= {name: tables[name] for name in ("sandbox", "checker") if tables[name]}
     for option, belongs in (("checkpoints", "config"), ("name", "model")):
         if getattr(known, option) and not getattr(known, belongs):

@@ -1,6 +1,6 @@
 """All metrics from graded answers alone, whatever made them.
 
-    python -m eval.score --samples samples.jsonl --k 1,2,4,8 --output metrics.json
+    python -m eval.score --samples samples.jsonl --k 1 2 4 8 --output metrics.json
 
 A row is `{problem_id, sample_index, answer, correct, class?}`. `answer` null is no answer, which
 never votes. `class` is the equivalence class of the answer; without it, answers spelled alike are
@@ -15,14 +15,14 @@ The output holds each metric's value by name (`avg@n`, `pass@k`, `maj@k`, `maj@k
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.arguments import Arguments, at_least, writable_file
+from data_prep.arguments import Arguments, at_least, whole_numbers, writable_file
 from data_prep.errors import UserError, command
 from data_prep.jsonl import Row, read_rows, write_json
 from eval.figures import Votes, intervals, reward_metrics, vote_metrics
@@ -185,16 +185,13 @@ def _scored_throughout(answers: dict[str, Answers], path: Path) -> None:
         )
 
 
-def parse_ks(text: str, n: int) -> list[int]:
-    """Return the K of "1,2,4,8", checked against n samples.
+def parse_ks(words: Sequence[str], n: int) -> list[int]:
+    """Return the K of "1 2 4 8", checked against n samples; the powers of 2 up to n without any.
 
     Raises:
         UserError: A K is no number, below 1, or above n.
     """
-    try:
-        ks = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError("--k", repr(text), "numbers such as 1,2,4,8", "mend it") from None
+    ks = whole_numbers(words, "--k") if words else [2**i for i in range(n.bit_length())]
     for k in ks:
         if not 1 <= k <= n:
             raise UserError(
@@ -210,7 +207,9 @@ def main(arguments: list[str]) -> None:
     """Command line."""
     parser = Arguments("python -m eval.score", __doc__)
     parser.add_argument("--samples", required=True, type=Path, help="graded answers, JSON lines")
-    parser.add_argument("--k", default="", help="such as 1,2,4,8 (default: powers of 2 up to n)")
+    parser.add_argument(
+        "--k", nargs="+", default=[], help="such as 1 2 4 8 (default: powers of 2 up to n)"
+    )
     parser.add_argument("--output", type=writable_file, help="where the JSON goes")
     parser.add_argument("--scores", type=Path, help="a reward model's scores, JSON lines")
     parser.add_argument("--symbolic", action="store_true", help="vote by mathematical equality")
@@ -231,7 +230,7 @@ def main(arguments: list[str]) -> None:
         for group, row in zip(answers.values(), read_scores(known.scores, wanted), strict=True):
             group.scores = list(row)
     _scored_throughout(answers, known.samples)
-    ks = parse_ks(known.k or ",".join(str(2**i) for i in range(n.bit_length())), n)
+    ks = parse_ks(known.k, n)
     result = score(answers, ks, resamples=known.bootstrap, seed=known.seed, symbolic=known.symbolic)
     for name, interval in result["intervals"].items():
         print(f"{name:16} {interval['value']:.6f}  [{interval['low']:.4f}, {interval['high']:.4f}]")

@@ -198,6 +198,22 @@ def test_a_prompt_too_long_counts_and_is_reported(checkpoint, tmp_path, capsys):
     assert "longer than the model's context" in capsys.readouterr().out
 
 
+def test_what_cannot_be_judged_is_reported_with_its_reason(
+    checkpoint, gsm8k_file, tmp_path, capsys
+):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from verifiers.checkers import Checker\n"
+        "class Own(Checker):\n    def check(self, gold, text):\n        return undefined\n"
+    )
+    words = arguments(checkpoint, gsm8k_file, tmp_path / "out", "--limit", "2", "--k", "1,2")
+    main([*words, "--checker.kind", str(own)])
+    said = capsys.readouterr().out
+    assert "100.0 % of the samples could not be judged (counted as not correct); most often: " in said
+    assert "error, NameError: name 'undefined' is not defined" in said
+    assert "pass@2" in said  # "1,2" is 1 2
+
+
 def test_dry_run_draws_nothing(checkpoint, gsm8k_file, tmp_path, capsys):
     main(arguments(checkpoint, gsm8k_file, tmp_path / "out", "--dry-run"))
     assert "gsm8k: 12 questions" in capsys.readouterr().out

@@ -304,6 +304,10 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "evaluate: a suite": (["eval.run", *CHECKPOINT, "--suites", "nosuch"], ("no suite 'nosuch'", "gsm8k")),
     "evaluate: a suite's file": (["eval.run", *CHECKPOINT, "--suites", "gsm8k={box}/none"], ("none: no such file",)),
     "evaluate: K above n": (["eval.run", *CHECKPOINT, "--suites", "embedded", "--n", "2", "--k", "4"], ("--k", "between 1 and n = 2")),
+    "evaluate: K of words": (["eval.run", *CHECKPOINT, "--suites", "embedded", "--k", "1", "two"], ("--k", "'1 two'", "1 2 4 8")),
+    "evaluate: a stage for its checkpoint": (["eval.run", "--model", "{box}/run/sft", "--suites", "embedded"], ("without config.json", "name {box}/run/sft/checkpoint")),
+    "evaluate: a run for a checkpoint": (["eval.run", "--model", "{box}/run", "--suites", "embedded"], ("without config.json", "name {box}/run/sft/checkpoint")),
+    "inspect: a run for its stage": (["data_prep.inspect", "{box}/run"], ("no shards of split 'train'", "name {box}/run/data")),
     "evaluate: a number": (["eval.run", *CHECKPOINT, "--suites", "embedded", "--limit", "-2"], ("limit", "-2")),
     "evaluate: an option": (["eval.run", *CHECKPOINT, "--suits", "embedded"], ("'--suits'", "did you mean '--suites'")),
     "evaluate: a setting": (["eval.run", *CHECKPOINT, "--suites", "embedded", "--engine.slotz", "3"], ("slotz", "did you mean 'slots'")),
@@ -340,6 +344,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 def test_command_lines(case, box, monkeypatch, capsys):
     words, expected = COMMANDS[case]
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "a token")
+    expected = tuple(part.replace("{box}", str(box)) for part in expected)
     holds(refused(box, words, monkeypatch, capsys), expected)
 
 
