@@ -17,10 +17,18 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic_core import PydanticCustomError
 
 from .errors import UserError, nearest
 from .plugins import config_class, load_plugin
 
+# pydantic's shapes of values, as TOML has them.
+SHAPES = {
+    **dict.fromkeys(("tuple_type", "list_type"), "a list: [ … ]"),
+    **dict.fromkeys(("dict_type", "model_type"), "a table: { … }"),
+}
+# Tables that come several times.
+TABLES = ("train", "data.sources", "mixture.sources", "mixture.suites")
 SIGNATURE = "# SHA-256 of the lines below: "
 
 
@@ -54,10 +62,13 @@ def plugin_config(package: str) -> Any:
             value = {"kind": value}
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
             raise ValueError(f"a table with a key `kind` is expected, found {value!r:.80}")
-        module = load_plugin(package, value["kind"], where=f"kind of {package}")
-        return validate(
-            config_class(module, PluginConfig), value, f"table with kind = {value['kind']!r}"
-        )
+        try:
+            module = load_plugin(package, value["kind"], where=f"kind of {package}")
+            return validate(
+                config_class(module, PluginConfig), value, f"table with kind = {value['kind']!r}"
+            )
+        except UserError as error:  # pydantic knows which key this is
+            raise PydanticCustomError("plugin", "{error}", {"error": error}) from None
 
     return SerializeAsAny[Annotated[PluginConfig, BeforeValidator(load)]]
 
@@ -68,7 +79,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, not TOML, or not as a run wrote it.
     """
-    path = Path(path)
+    path, text = Path(path), ""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if text.startswith(SIGNATURE):
@@ -79,7 +90,22 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             str(path), "no such file", "a TOML configuration", "check the path"
         ) from None
     except (ValueError, RecursionError) as error:  # also no UTF-8, too many digits
-        raise UserError(str(path), f"not TOML: {error}", "a TOML file", "mend the line") from None
+        raise _toml_error(path, text, error) from None
+
+
+def _toml_error(path: Path, text: str, error: Exception) -> UserError:
+    """Say what is wrong with a file that is not TOML, with the line and what is often meant."""
+    said = str(error)
+    place = re.search(r"\(at line (\d+)", said)
+    line = text.split("\n")[int(place[1]) - 1].strip() if place else ""
+    fix = "mend the line"
+    table = line.strip("[]")
+    if table in TABLES and re.search(rf"^\[{table}\]", text, re.MULTILINE):
+        fix = f"a table that comes several times has two brackets each time: [[{table}]]"
+    elif word := re.search(r"=\s*(True|False)\b", line):
+        fix = f"write {word[1].lower()}: TOML has true and false in small letters"
+    found = f"not TOML: {said}" + (f": {line:.80}" if line else "")
+    return UserError(str(path), found, "a TOML file", fix)
 
 
 def validate(model: type[C], table: dict[str, Any], where: str) -> C:
@@ -103,26 +129,41 @@ def _user_error(
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
+    place = f"{where}, key {key!r}{_entry(table, first['loc'])}" if key else where
+    if first["type"] == "plugin":
+        inner: UserError = first["ctx"]["error"]  # type: ignore[typeddict-item]
+        return UserError(f"{place}, {inner.where}", inner.found, inner.expected, inner.fix)
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, table, first["loc"][:-1])
         hint = nearest(location[-1], known)
         expected = f"one of {', '.join(known)}" if known else ""
-        return UserError(
-            f"{where}, key {key!r}", f"unknown key {hint}".rstrip(), expected, "mend or remove it"
-        )
+        return UserError(place, f"unknown key {hint}".rstrip(), expected, "mend or remove it")
     if first["type"] == "missing":
-        return UserError(f"{where}, key {key!r}", "missing", "a value", "add the key")
+        return UserError(place, "missing", "a value", "add the key")
     if first["type"] in ("value_error", "assertion_error"):
         # A rule of our own, over one key or several: it says itself what was found.
-        place = f"{where}, key {key!r}" if key else where
         rule = first["msg"].partition(", ")[2] or first["msg"]
         return UserError(place, rule, "keys that fit together", "mend the values")
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    said = first["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    expected = SHAPES.get(first["type"], said)
     found = f"found {first['input']!r:.80}"
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         choices = re.findall(r"'([^']*)'", expected)
         found = f"{found} {nearest(first['input'], choices)}".rstrip()
-    return UserError(f"{where}, key {key!r}", found, expected, "mend the value")
+    return UserError(place, found, expected, "mend the value")
+
+
+def _entry(table: Any, path: tuple[int | str, ...]) -> str:
+    """Return what the innermost entry of a list on the path calls itself, such as a stage."""
+    found = ""
+    for part in path:
+        if not isinstance(table, dict | list | tuple) or part not in _keys(table):
+            break
+        is_entry, table = not isinstance(table, dict), cast(Any, table)[part]
+        if is_entry and isinstance(table, dict):
+            names = [key for key in ("name", "kind") if isinstance(table.get(key), str)]
+            found = f" ({names[0]} {table[names[0]]!r:.40})" if names else ""
+    return found
 
 
 def _known_keys(model: type[Config], table: Any, path: tuple[int | str, ...]) -> list[str]:
@@ -138,7 +179,7 @@ def _known_keys(model: type[Config], table: Any, path: tuple[int | str, ...]) ->
     return sorted(getattr(current, "model_fields", {}))
 
 
-def _keys(container: dict[str, Any] | list[Any]) -> Any:
+def _keys(container: dict[str, Any] | list[Any] | tuple[Any, ...]) -> Any:
     return container.keys() if isinstance(container, dict) else range(len(container))
 
 
@@ -169,9 +210,20 @@ def override(config: C, arguments: list[str], *, program: str, description: str)
         if not end.code:  # --help
             raise
         raise _override_error(said.getvalue(), program) from None
+    values = changed.model_dump()
+    for key in type(config).model_fields:
+        before, after = getattr(config, key), getattr(changed, key)
+        if isinstance(before, PluginConfig) and after.kind != before.kind:
+            # Another plug-in: it has its own defaults, and of the one before only what was said.
+            said, old = before.model_fields_set, before.model_dump()
+            values[key] = {
+                name: value
+                for name, value in values[key].items()
+                if name in said or value != old[name]
+            }
     # Validated again: tyro builds nested plug-in models without their range checks running
     # on values that stand in different tables.
-    return validate(type(config), changed.model_dump(), "command line")
+    return validate(type(config), values, "command line")
 
 
 def _override_error(said: str, program: str) -> UserError:
@@ -185,13 +237,16 @@ def _override_error(said: str, program: str) -> UserError:
     found = re.sub(r" \[type=\w+, input_value=(.*?), input_type.*", r", found \1", found)
     options = [line.split()[0] for part in parts for line in part if line.startswith("--")]
     if "Unrecognized" in found:
-        hint = f" did you mean {options[0]!r}?" if options else ""
-        found = f"unknown argument {found.rpartition(': ')[2]}{hint}"
+        words = found.rpartition(": ")[2]
+        is_of_run = words.partition(",")[0] in ("--seed", "--out", "--name")
+        hint = f" did you mean {options[0]!r}?" if options and not is_of_run else ""
+        found = f"unknown argument {words}{hint}"
     return UserError(
         "command line",
         found,
-        "keys of this stage's table, such as --key VALUE or --table.key VALUE",
-        f"mend the command; {program} --help lists them",
+        "keys of this stage's table, such as --key VALUE or --table.key VALUE; seed, out and other "
+        "tables are the file's",
+        f"mend the command; {program} with --dry-run shows every key",
     )
 
 

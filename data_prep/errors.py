@@ -66,9 +66,10 @@ def from_prompts(key: str, error: PromptError) -> UserError:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return "did you mean …?" for the closest choice, or an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else ""
+    """Return "did you mean …?" for the closest choice, whatever its case, or an empty string."""
+    spelt = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), spelt, n=1, cutoff=0.5)
+    return f"did you mean {spelt[close[0]]!r}?" if close else ""
 
 
 def speaks() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from data_prep.errors import UserError
 from pipeline.config import load_run
 from pipeline.run import stages_of
+from pipeline.train import main as train_main
 
 from .small_run import SMALL, small_run, write_small
 
@@ -151,6 +153,18 @@ def test_overrides_reach_the_method_and_dry_runs_write_nothing(root, tmp_path):
     )
     assert bad.returncode == 2
     assert "clip_low" in bad.stderr
+
+
+def test_another_kind_on_the_command_line_has_its_own_defaults(tmp_path, capsys):
+    """As if the file named it: what the file says stays, what it does not say is DAPO's."""
+    path = write_small(tmp_path)
+    words = ["--config", str(path), "--stage", "grpo", "--method.kind", "dapo", "--dry-run"]
+    train_main([*words, "--no-forecast"])
+    shown = json.loads(capsys.readouterr().out)["method"]
+    assert (shown["kind"], shown["updates"], shown["beta"]) == ("dapo", 2, 0.05)
+    assert (shown["clip_high"], shown["normaliser"]) == (0.28, "token")
+    train_main([*words, "--method.clip-high", "0.25", "--no-forecast"])
+    assert json.loads(capsys.readouterr().out)["method"]["clip_high"] == 0.25
 
 
 def test_debug_shows_the_traceback(root, tmp_path):
