@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from data_prep.errors import UserError, nearest
 
 COMMAND_LINE = "command line"
+# What follows the options of a stage.
+KEYS = "Any key of {} can be overridden, such as {}; --dry-run shows all of them."
 
 
 class Arguments(argparse.ArgumentParser):
@@ -28,6 +30,9 @@ class Arguments(argparse.ArgumentParser):
         description: For `--help`, laid out as it stands; usually the module's docstring.
         epilog: What follows the list of options.
     """
+
+    # What else a user may mean by an option that is none.
+    also = ""
 
     def __init__(self, program: str, description: str | None, epilog: str | None = None) -> None:
         """Begin with the options that all have: `--help` and `--debug`."""
@@ -51,7 +56,7 @@ class Arguments(argparse.ArgumentParser):
         """
         known, rest = self.parse_known_args(args, namespace)
         if rest:
-            raise unknown_argument(rest[0], self.options())
+            raise unknown_argument(rest[0], self.options(), self.also)
         return known
 
     def options(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import create_model
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import KEYS, Arguments
 from data_prep.config import Config, dump_toml, override, read_toml, validate
 from data_prep.errors import UserError
 
@@ -49,9 +49,7 @@ def invocation(
         UserError: The file is missing or broken, or a key or value is not allowed.
     """
     parser = Arguments(
-        program,
-        description,
-        f"Any key of [{section}] can be overridden, such as --tokenizer.vocab-size 512.",
+        program, description, KEYS.format(f"[{section}]", "--tokenizer.vocab-size 512")
     )
     parser.add_argument("--config", required=True, help="a run's configuration (TOML)")
     parser.add_argument("--seed", type=int, help="in place of the configuration's")

@@ -160,9 +160,9 @@ def _entry(table: Any, path: tuple[int | str, ...]) -> str:
         if not isinstance(table, dict | list | tuple) or part not in _keys(table):
             break
         is_entry, table = not isinstance(table, dict), cast(Any, table)[part]
-        if is_entry and isinstance(table, dict):
-            names = [key for key in ("name", "kind") if isinstance(table.get(key), str)]
-            found = f" ({names[0]} {table[names[0]]!r:.40})" if names else ""
+        for key in ("kind", "name") if is_entry and isinstance(table, dict) else ():
+            if isinstance(table.get(key), str) and len(table[key]) < 40:
+                found = f" ({key} {table[key]!r})"
     return found
 
 

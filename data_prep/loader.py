@@ -57,13 +57,12 @@ class Sequences:
         if not paths or len(paths) != expected:
             # A run's folder in place of a stage's.
             below = sorted({str(path.parent) for path in Path(stage).glob(f"*/{split}-*.arrow")})
+            again = "run python -m data_prep.build (or .mixture) with this file; it goes on"
             raise UserError(
                 str(stage),
                 f"{f'{len(paths)} of {expected}' if paths else 'no'} shards of split {split!r}",
                 "a complete data or mixture stage with supervised rows",
-                f"name {' or '.join(below)}"
-                if below
-                else "run python -m data_prep.build (or .mixture) with this configuration; it goes on",
+                f"name {' or '.join(below)}" if below else again,
             )
         self._shards = [_Shard(path) for path in paths]
         self._ends = list(accumulate(len(shard) for shard in self._shards))

@@ -71,28 +71,33 @@ def config_class(module: ModuleType, base: type) -> Any:
 
 
 def make(module: ModuleType, *given: Any) -> Any:
-    """Return what a plug-in's `create` makes.
+    """Return what a plug-in's `create` makes; see `ask`."""
+    return ask(module, "create", *given)
+
+
+def ask(module: ModuleType, name: str, *given: Any) -> Any:
+    """Return what a function of a plug-in returns.
 
     Args:
         module: The plug-in.
-        given: What `create` is called with.
+        name: The function that its contract names.
+        given: What it is called with.
 
     Raises:
         UserError: There is no such function, it takes something else, or, in a file of the
-            user's own, it fails.
+            user's own, it fails or returns nothing.
     """
-    create = getattr(module, "create", None)
+    function = getattr(module, name, None)
     where, own = str(module.__file__), module.__name__.startswith(OWN)
-    if not callable(create):
-        raise UserError(where, "no function create", f"create of {len(given)} arguments", "add it")
+    count = f"{len(given)} argument{'s' * (len(given) != 1)}"
+    if not callable(function):
+        raise UserError(where, f"no function {name}", f"{name} of {count}", "add it")
     try:
-        inspect.signature(create).bind(*given)
+        inspect.signature(function).bind(*given)
     except TypeError as error:
-        raise UserError(
-            where, f"create cannot be called: {error}", f"{len(given)} arguments", "mend it"
-        ) from None
+        raise UserError(where, f"{name} cannot be called: {error}", count, "mend it") from None
     try:
-        return create(*given)
+        found = function(*given)
     except UserError:
         raise
     except Exception as error:
@@ -100,10 +105,13 @@ def make(module: ModuleType, *given: Any) -> Any:
             raise
         raise UserError(
             f"{where}, line {_line_in(error, Path(where))}",
-            f"create failed: {type(error).__name__}: {error}",
+            f"{name} failed: {type(error).__name__}: {error}",
             "a function that returns",
             "mend the file; --debug shows the traceback",
         ) from error
+    if found is None:
+        raise UserError(where, f"{name} returned nothing", "what its contract says", f"mend {name}")
+    return found
 
 
 def _load_path(path: Path, where: str) -> ModuleType:

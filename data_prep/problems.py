@@ -9,9 +9,9 @@ from typing import Literal
 from data_prep.config import PluginConfig
 from data_prep.errors import UserError
 from data_prep.normalise import normalise
-from data_prep.plugins import load_plugin
+from data_prep.plugins import ask, load_plugin
 from data_prep.reading import Rejected, items
-from data_prep.schema import LabelledSteps, Preference, Problem, Split
+from data_prep.schema import LabelledSteps, Preference, Problem, Split, require_texts
 from data_prep.sources._files import FilesConfig
 from verifiers import Outcome, Verdict, verify_many
 
@@ -47,10 +47,10 @@ def read_sources(
     rejected: dict[str, Counter[str]] = {}
     for config in sources:
         module = load_plugin("data_prep.sources", config.kind, where="data.sources.kind")
-        found = items(config) if isinstance(config, FilesConfig) else module.read(config, seed)
-        for item in found:
+        files = isinstance(config, FilesConfig)
+        for item in items(config) if files else ask(module, "read", config, seed):
             if isinstance(item, Problem):
-                problems.append(item)
+                problems.append(require_texts(item, str(module.__file__)))
             elif isinstance(item, Preference | LabelledSteps):
                 judged.append(item)
             elif not isinstance(item, Rejected):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import UserError
 from .jsonl import read_rows
 
 Split = Literal["train", "validation", "test"]
+SPLITS = get_args(Split)
 # Of the files that `Preference` and `LabelledSteps` become.
 JUDGED_VERSION = "2"
 
@@ -47,6 +48,39 @@ class Problem:
     def to_row(self) -> dict[str, Any]:
         """Return a JSON-ready row."""
         return asdict(self)
+
+
+def require_texts(problem: Problem, where: str) -> Problem:
+    """Return a problem of whose texts each is one, as a plug-in of the user's own may not make it.
+
+    Args:
+        problem: Made by a source or a suite.
+        where: The plug-in's file, for problems that name no place of their own.
+
+    Raises:
+        UserError: Something else stands for a text, or the split is none.
+    """
+    if not isinstance(problem, Problem):
+        raise UserError(
+            where, f"it gives {type(problem).__name__} rows", "data_prep.schema.Problem", "mend it"
+        )
+    for name in ("id", "question", "answer", "source", "level", "subject", "group"):
+        value = getattr(problem, name)
+        if not isinstance(value, str):
+            raise UserError(
+                problem.where or f"{where}, problem {problem.id!r:.40}",
+                f"{name} is {value!r:.80}",
+                "a text",
+                f"make it one: {name}=str(…)",
+            )
+    if problem.split not in SPLITS:
+        raise UserError(
+            problem.where or f"{where}, problem {problem.id!r:.40}",
+            f"split is {problem.split!r:.40}",
+            f"one of {', '.join(SPLITS)}",
+            "mend the plug-in",
+        )
+    return problem
 
 
 @dataclass(frozen=True, slots=True)

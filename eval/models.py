@@ -72,8 +72,9 @@ def check_model(folder: Path, trust_remote_code: bool = False) -> None:
             names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
             found = ", ".join(sorted(names)[:12]) or "nothing"
             # A stage's folder, or a run's, in place of a checkpoint within it.
-            below = [*folder.glob("checkpoint/config.json"), *folder.glob("*/checkpoint/config.json")]
-            within = " or ".join(str(path.parent) for path in sorted(below)[:6])
+            places = ("checkpoint/config.json", "*/checkpoint/config.json")
+            below = sorted(path.parent for place in places for path in folder.glob(place))
+            within = " or ".join(map(str, below[:6]))
             raise UserError(
                 str(folder),
                 f"an incomplete model folder without {what}; it holds {found}",

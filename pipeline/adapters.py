@@ -235,7 +235,11 @@ def merge(base: str, adapter: Path, out: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = Arguments("python -m pipeline.adapters", "Merge an adapter into its base model.")
+    parser = Arguments(
+        "python -m pipeline.adapters",
+        "Merge an adapter into its base model.\n\n    python -m pipeline.adapters --base MODEL "
+        "--adapter runs/x/grpo/checkpoint/adapter --out FOLDER",
+    )
     parser.add_argument("--base", required=True, help="model folder or hub id")
     parser.add_argument("--adapter", required=True, type=Path, help="the adapter's folder")
     parser.add_argument("--out", required=True, type=Path, help="where the merged model goes")

@@ -234,6 +234,13 @@ class Agreement:
                     "a completion of a short prompt",
                     "mend the engine's settings, or the prompts' length",
                 )
+            if len(group.completions) != sampling.n:
+                raise UserError(
+                    self.where,
+                    f"the engine gave {len(group.completions)} completions of a prompt",
+                    f"{sampling.n}, as many as it was asked for",
+                    "mend the engine's generate",
+                )
             for c in group.completions:
                 ids = list(group.prompt.token_ids)
                 mask = [True] * len(c.token_ids)

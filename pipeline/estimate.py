@@ -223,6 +223,11 @@ class Book:
         tokens = round(lengths.rows * lengths.row)
         workers = (self.run.mixture or self.run.data).workers  # type: ignore[union-attr]
         text = lengths.problems * PROBLEM_BYTES
+        made = max(lengths.rows, lengths.problems)
+        if name == "mixture" and (mixture := self.run.mixture) is not None:
+            # Its sequences are packed of many rows, and more are read than are taken.
+            asked = zip(mixture.sources, mixture.asked(), strict=True)
+            made = max(made, sum(max(mixture.scaled(s.pool), rows) for s, rows in asked))
         return Forecast(
             name,
             memory={
@@ -232,7 +237,7 @@ class Book:
             },
             kept={"rows": tokens * ROW_TOKEN_BYTES, "problems": text},
             tokens=tokens,
-            other_s=max(lengths.rows, lengths.problems) / ROWS_PER_S,
+            other_s=made / ROWS_PER_S,
             keys={"rows": f"lower {name}.rows, or give it fewer sources"},
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import KEYS, Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.files import Journal
@@ -173,7 +173,9 @@ def generate(run: RunConfig, config: GenerateConfig) -> Path:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = Arguments("python -m pipeline.generate", __doc__)
+    parser = Arguments(
+        "python -m pipeline.generate", __doc__, KEYS.format("[generate]", "--group-size 4")
+    )
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
     known, rest = parser.parse_known_args(arguments)

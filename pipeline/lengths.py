@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.formatting import profile_named
 from data_prep.jsonl import read_json
-from data_prep.plugins import load_plugin
+from data_prep.plugins import ask, load_plugin
 from data_prep.reading import LINES, items
 from data_prep.schema import Chat, LabelledSteps, Preference, Problem
 from data_prep.sources._files import FilesConfig
@@ -170,7 +170,7 @@ def _first(source: Any, seed: int) -> Iterator[Problem | Chat | Preference | Lab
             if isinstance(getattr(source, key, None), int)
         }
         module = load_plugin("data_prep.sources", source.kind)
-        found = islice(module.read(source.model_copy(update=few), seed), SAMPLED)
+        found = islice(ask(module, "read", source.model_copy(update=few), seed), SAMPLED)
     for item in found:
         if isinstance(item, Problem | Chat | Preference | LabelledSteps):
             yield item

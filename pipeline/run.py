@@ -168,6 +168,7 @@ def _die_with_parent() -> None:
 def main(arguments: list[str]) -> None:
     """Command line."""
     parser = Arguments("python -m pipeline.run", __doc__)
+    parser.also = "one stage and its keys by its own command (pipeline.train --stage …)"
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--seed", type=int, help="replaces the configuration's seed")
     parser.add_argument("--out", help="replaces the configuration's run folder")

@@ -5,9 +5,8 @@ r"""Methods beside each other: one SFT checkpoint, equal sample budgets, several
 The configuration is a run's with a [study] table. The data and the stage that everything starts
 from are made once, with the run's own seed; then every seed of the study samples, trains and
 evaluates all the other stages in a folder of its own, by the commands that a user would type.
-`study.html`, `study.json` and `study.md` show the user's figures in kind: learning curves
-(figure 5), iterations (figure 6), Maj@K and Pass@K before and after (figure 7), and which of the
-findings in 003_… held here.
+`study.html`, `study.json` and `study.md` show what DeepSeekMath's figures 5 to 7 show: learning
+curves, iterations, Maj@K and Pass@K before and after, and which of its findings held here.
 
 Intervals are Student's t over seeds (95 %); a difference between two methods is taken within each
 seed, so that what the seeds share cancels. A finding holds where its whole interval lies above 0,

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import KEYS, Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command, nearest
 from data_prep.formatting import load_formatter
@@ -271,7 +271,8 @@ def trained_weights(trainer: Trainer, ranks: Ranks) -> Iterator[tuple[str, Tenso
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = Arguments("python -m pipeline.train", __doc__)
+    keys = KEYS.format("the stage", "--optimizer.learning-rate 1e-4")
+    parser = Arguments("python -m pipeline.train", __doc__, keys)
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--stage", help="which [[train]] table; needed where there are several")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")

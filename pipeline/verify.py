@@ -1,6 +1,8 @@
 """A verdict for every sample of the log, in the log's order.
 
-python -m pipeline.verify --config pipeline/configs/cpu.toml [--workers 2 …]
+    python -m pipeline.verify --config pipeline/configs/cpu.toml [--workers 2 …]
+
+Shards are written whole, so a killed run repeats at most one.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import Arguments
+from data_prep.arguments import KEYS, Arguments
 from data_prep.config import override
 from data_prep.errors import UserError, command
 from data_prep.files import Journal
@@ -142,7 +144,7 @@ def judged(verdict: Verdict) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Command line."""
-    parser = Arguments("python -m pipeline.verify", __doc__)
+    parser = Arguments("python -m pipeline.verify", __doc__, KEYS.format("[verify]", "--workers 4"))
     parser.add_argument("--config", required=True, help="a run's TOML")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved stage and stop")
     known, rest = parser.parse_known_args(arguments)

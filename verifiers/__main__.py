@@ -9,6 +9,7 @@ python -m verifiers check my_checker.py
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 import time
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] not in (*_COMMANDS, "-h", "--help"):
+        if difflib.get_close_matches(arguments[0], _COMMANDS, cutoff=0.75):
+            commands = ", ".join(_COMMANDS)
+            said = f"note: {arguments[0]!r} is taken for a gold answer; commands are {commands}"
+            print(plain(said), file=sys.stderr)
         arguments.insert(0, "explain")
     options = _parser().parse_args(arguments)
     try:

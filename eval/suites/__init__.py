@@ -17,9 +17,9 @@ from pathlib import Path
 
 from data_prep.config import PluginConfig, validate
 from data_prep.errors import UserError, nearest
-from data_prep.plugins import config_class, load_plugin
+from data_prep.plugins import ask, config_class, load_plugin
 from data_prep.run_folder import folder_name
-from data_prep.schema import Problem
+from data_prep.schema import Problem, require_texts
 
 # Suites that are asked for together.
 GROUPS = {
@@ -71,9 +71,10 @@ class Suite:
             UserError: The file is missing, empty or broken, or two problems share an id.
         """
         module = load_plugin("eval.suites", self.config.kind, where="suite")
-        problems: list[Problem] = module.load(self.config)
+        problems: list[Problem] = list(ask(module, "load", self.config))
         seen: dict[str, str] = {}
         for problem in problems:
+            require_texts(problem, str(module.__file__))
             if problem.id in seen:
                 raise UserError(
                     problem.where or self.name,

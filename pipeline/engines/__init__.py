@@ -198,7 +198,16 @@ class Engine(Protocol):
 def create_engine(config: PluginConfig, model: str | Path) -> Engine:
     """Create the engine that `config.kind` names, with the weights of a model folder."""
     module = load_plugin("pipeline.engines", config.kind, where="engine.kind")
-    return make(module, config, model)
+    engine = make(module, config, model)
+    missing = [name for name in ("generate", "load_weights", "close") if not hasattr(engine, name)]
+    if missing:
+        raise UserError(
+            str(module.__file__),
+            f"create returned {type(engine).__name__}, without {', '.join(missing)}",
+            "a pipeline.engines.Engine",
+            "mend create",
+        )
+    return engine
 
 
 def require_among(config: PluginConfig, where: str) -> None:

@@ -12,7 +12,7 @@ from data_prep.formatting import load_formatter
 from data_prep.jsonl import read_json
 from data_prep.loader import Sequences
 from data_prep.normalise import normalise
-from data_prep.schema import read_problems
+from data_prep.schema import Problem, read_problems, require_texts
 from data_prep.tokenizer import load_tokenizer, with_tokenizer
 
 SMALL = {
@@ -395,3 +395,21 @@ def test_real_files_build(tmp_path, shared):
     figures = read_json(folder / "statistics.json")
     assert figures["golds"] == {"gsm8k": {"correct": 1319}}
     json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"answer": 4}, ("mine.py", "answer is 4", "answer=str(…)")),
+        ({"level": None}, ("level is None",)),
+        ({"split": "training"}, ("split is 'training'", "one of train, validation, test")),
+    ],
+)
+def test_a_problem_that_a_plugin_makes_wrong_is_refused(change, expected):
+    given = {"id": "1", "question": "2+2?", "answer": "4", "source": "mine", "split": "train"}
+    assert require_texts(Problem(**given), "mine.py").answer == "4"
+    with pytest.raises(UserError) as caught:
+        require_texts(Problem(**{**given, **change}), "mine.py")
+    assert all(part in str(caught.value) for part in expected)
+    with pytest.raises(UserError, match="it gives dict rows"):
+        require_texts(given, "mine.py")

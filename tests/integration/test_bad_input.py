@@ -270,6 +270,7 @@ CONFIG = ["--config", "{box}/small.toml"]
 CHECKPOINT = ["--model", "{box}/run/sft/checkpoint"]
 EVALUATION = "{box}/run/eval-sft"
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "a stage of a whole run": (["pipeline.run", *CONFIG, "--stage", "grpo"], ("unknown argument '--stage'", "pipeline.train --stage")),
     "an option's name": (["pipeline.run", *CONFIG, "--sede", "3"], ("'--sede'", "did you mean '--seed'")),
     "no configuration": (["pipeline.run"], ("no --config",)),
     "a folder for a configuration": (["pipeline.run", "--config", "{box}"], ("no such file",)),
@@ -583,6 +584,11 @@ def test_checkpoints(case, way, box, monkeypatch, capsys):
 
 CHECKER = "from verifiers.checkers import Checker, Outcome, Verdict\n"
 METHOD = "from pipeline.methods import Method, MethodConfig\nclass Config(MethodConfig):\n    kind: str = 'mine.py'\n"
+SOURCE = (
+    "from data_prep.schema import Problem\nfrom data_prep.sources import SourceConfig\n"
+    "class Config(SourceConfig):\n    kind: str = 'mine.py'\n    train: int = 1\n"
+    "    validation: int = 0\n    test: int = 0\n    families: dict = {}\n"
+)
 PLUGINS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "a method of no Python": ("method", "def (:", ("mine.py, line 1", "cannot be imported", "SyntaxError")),
     "a method that raises": ("method", "x = 1\ny = 1 / 0\n", ("mine.py, line 2", "ZeroDivisionError")),
@@ -594,6 +600,10 @@ PLUGINS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "a method whose create takes nothing": ("method", METHOD + "def create():\n    return 3\n", ("mine.py", "create cannot be called")),
     "a method that is none": ("method", METHOD + "def create(config):\n    return 3\n", ("mine.py", "create returned int")),
     "a key that the method asks for": ("method", METHOD + "    height: int\n", ("'height'", "missing")),
+    "a source without read": ("source", SOURCE, ("mine.py", "no function read", "read of 2 arguments")),
+    "a source whose read takes one thing": ("source", SOURCE + "def read(config):\n    return []\n", ("mine.py", "read cannot be called")),
+    "a source that returns nothing": ("source", SOURCE + "def read(config, seed):\n    pass\n", ("mine.py", "read returned nothing")),
+    "a source whose read raises": ("source", SOURCE + "def read(config, seed):\n    return undefined\n", ("mine.py, line 10", "read failed: NameError")),
     "an engine without a Config": ("engine", "", ("mine.py", "no class Config")),
     "a source without a Config": ("source", "", ("mine.py", "no class Config")),
     "a checker of no Python": ("checker", "def (:", ("verify.checker", "SyntaxError")),

@@ -8,10 +8,11 @@ import re
 import pytest
 import torch
 
+from data_prep.config import PluginConfig
 from data_prep.errors import UserError
 from pipeline.agreement import LONG, PROBE_TOKENS, Agreement, AgreementConfig, probe_prompts
 from pipeline.batch import Sequence
-from pipeline.engines import Prompt, Sampling
+from pipeline.engines import Prompt, Sampling, create_engine
 from pipeline.engines import embedded as embedded_engine
 from pipeline.generate import render_prompts
 from pipeline.model import load_model
@@ -106,6 +107,32 @@ class Scaled(Faulty):
 
     def generate(self, prompts, sampling):
         return self.inner.generate(prompts, sampling.model_copy(update={"temperature": 0.6}))
+
+
+class Sparing(Faulty):
+    """Leaves the last completion of each prompt out."""
+
+    def generate(self, prompts, sampling):
+        groups = self.inner.generate(prompts, sampling)
+        for group in groups:
+            group.completions = group.completions[:-1]
+        return groups
+
+
+def test_an_engine_that_gives_less_than_it_is_asked_for_is_refused(model, engine, prompts):
+    with pytest.raises(UserError, match="gave 0 completions of a prompt"):
+        agreement(model).prove_push(Sparing(engine), prompts, 512, 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [("None", "create returned nothing"), ("3", "create returned int, without generate")],
+)
+def test_a_plugin_that_makes_no_engine_is_refused(folder, tmp_path, made, words):
+    own = tmp_path / "own.py"
+    own.write_text(f"def create(config, model):\n    return {made}\n")
+    with pytest.raises(UserError, match=words):
+        create_engine(PluginConfig(kind=str(own)), folder)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_prep.config import dump_toml
 from data_prep.errors import UserError
 from pipeline.config import load_run
-from pipeline.estimate import Forecast
+from pipeline.estimate import ROWS_PER_S, Forecast
 from pipeline.estimate_training import SHARDING
 from pipeline.forecast import (
     count_text,
@@ -118,6 +118,15 @@ def test_a_broken_configuration_of_a_model_is_named(tmp_path):
         with pytest.raises(UserError, match=part):
             shape_of_model(str(tmp_path))
     assert shape_of_model("no-such-owner/no-such-model") is None
+
+
+def test_a_mixture_takes_the_time_of_the_rows_it_reads(root, tmp_path):
+    """Not of the packed sequences that it writes, of which there are a fifteenth."""
+    run = load_run(root / "data_prep" / "configs" / "sft_900k.toml")
+    found = forecast(run.model_copy(update={"out": str(tmp_path)}))[0]
+    assert found.stage == "mixture"
+    assert sum(source.pool for source in run.mixture.sources) == 1_670_000
+    assert found.other_s == 1_670_000 / ROWS_PER_S
 
 
 def test_every_stage_has_a_line_and_the_parts_add_up(tmp_path):

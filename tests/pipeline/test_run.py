@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.build import main as build_main
 from data_prep.errors import UserError
 from pipeline.config import load_run
+from pipeline.generate import main as generate_main
 from pipeline.run import stages_of
 from pipeline.train import main as train_main
+from pipeline.verify import main as verify_main
 
 from .small_run import SMALL, small_run, write_small
 
@@ -165,6 +168,20 @@ def test_another_kind_on_the_command_line_has_its_own_defaults(tmp_path, capsys)
     assert (shown["clip_high"], shown["normaliser"]) == (0.28, "token")
     train_main([*words, "--method.clip-high", "0.25", "--no-forecast"])
     assert json.loads(capsys.readouterr().out)["method"]["clip_high"] == 0.25
+
+
+def test_help_says_how_keys_are_overridden(capsys):
+    for main, words in (
+        (train_main, "Any key of the stage can be overridden, such as --optimizer.learning-rate"),
+        (generate_main, "Any key of [generate] can be overridden, such as --group-size 4"),
+        (verify_main, "Any key of [verify] can be overridden, such as --workers 4"),
+        (build_main, "Any key of [data] can be overridden, such as --tokenizer.vocab-size 512"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert words in said
+        assert "--dry-run shows all of them" in said
 
 
 def test_debug_shows_the_traceback(root, tmp_path):

@@ -23,6 +23,13 @@ def test_explain_tells_the_steps(capsys: pytest.CaptureFixture) -> None:
     assert "none: no_box" in capsys.readouterr().out
 
 
+def test_a_misspelt_command_is_not_silently_a_gold(capsys: pytest.CaptureFixture) -> None:
+    assert main(["chek", "my_checker.py"]) == 1
+    assert "note: 'chek' is taken for a gold answer; commands are" in capsys.readouterr().err
+    assert main(["12", r"\boxed{12}"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_grade_keeps_the_order(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     kinds = [
         ("1", "answer"), (r"\boxed{1}", "response"), ("x = 2", "answer"), ("", "answer"),
