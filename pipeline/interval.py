@@ -15,9 +15,9 @@ class Interval(NamedTuple):
     high: float
 
     def text(self, scale: float = 100.0, sign: bool = False) -> str:
-        """Return "71.3 [69.0, 73.5]"."""
-        form = "+.1f" if sign else ".1f"
-        ends = (format(scale * value, form) for value in self)
+        """Return "71.3 [69.0, 73.5]", or with signs "−1.5 [−8.2, +5.3]"."""
+        form = "+z.1f" if sign else "z.1f"  # without a zero below zero
+        ends = (format(scale * value, form).replace("-", "−") for value in self)
         mean, low, high = ends
         return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 

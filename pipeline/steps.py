@@ -201,7 +201,7 @@ def _bars(counts: list[float] | None) -> list[dict[str, Any]]:
     """Return the histogram of advantages: label, tokens and height of each bar."""
     if not counts or not sum(counts):
         return []
-    edges = [f"{edge:g}" for edge in HISTOGRAM_EDGES]
+    edges = [f"{edge:g}".replace("-", "−") for edge in HISTOGRAM_EDGES]
     labels = [f"≤ {edges[0]}", *map(" to ".join, pairwise(edges))]
     labels.append(f"> {edges[-1]}")
     top = max(counts)

@@ -93,13 +93,16 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70re
 table {{ border-collapse: collapse; margin: 1rem 0 }}
 td, th {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: left;
   font-variant-numeric: tabular-nums }}
-img {{ max-width: 100% }}
+td.figure {{ white-space: nowrap }}
+.wide {{ overflow-x: auto }}
+img {{ width: 100%; min-width: 48rem }}
 </style></head><body>
 <h1>{title}</h1>
 <p>One start, {seeds} seeds, {budget} samples a method. Final figures on {questions} held-out
 problems in per cent: mean over seeds with Student's t interval (95 %). Differences are taken
 within each seed.</p>
-<img alt="Learning curves, iterations, Maj@K and Pass@K" src="data:image/png;base64,{image}">
+<div class="wide"><img alt="Learning curves, iterations, Maj@K and Pass@K"
+src="data:image/png;base64,{image}"></div>
 <h2>Final figures</h2>{rows}
 <h2>Findings of DeepSeekMath, and whether they held here</h2>{claims}
 </body></html>
@@ -109,10 +112,14 @@ within each seed.</p>
 def _html_table(rows: list[list[str]]) -> str:
     head, *body = rows
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body
-    )
-    return f"<table><tr>{cells}</tr>{lines}</table>"
+    lines = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in body)
+    return f'<div class="wide"><table><tr>{cells}</tr>{lines}</table></div>'
+
+
+def _cell(text: str) -> str:
+    # A figure stays on one line with its interval; on a narrow screen the table is scrolled.
+    kind = ' class="figure"' if text[:1] in "0123456789+−" else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
 
 
 def draw(figures: Figures) -> bytes:

@@ -9,9 +9,9 @@
     if (text !== undefined) e.textContent = text;
     return e;
   };
-  const number = (x) => (x === null || x === undefined ? "–" : Number(x).toPrecision(3));
+  const number = (x) => (x === null || x === undefined ? "–" : Number(x).toPrecision(3).replaceAll("-", "−"));
   const COLOURS = {
-    coefficient: ["coefficient", "Blue tokens were made more likely, orange ones less, in proportion to the colour: their coefficient GC·is/Z before the first update."],
+    coefficient: ["coefficient", "Blue tokens were made more likely, orange ones less, in proportion to the colour: the gradient coefficient, times the weight of the correction, over the normaliser, before the first update."],
     last: ["coefficient, last update", "Coefficients before the last update on the batch: clipped tokens have none."],
     advantage: ["advantage", "Advantages, before ratio, clip and normaliser."],
     logp: ["log-prob of the sampler", "How unlikely each token was to the policy that sampled it."],

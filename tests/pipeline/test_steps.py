@@ -57,6 +57,11 @@ SCRIPT = r"""
   seen.requests = performance.getEntriesByType('resource').map((r) => r.name)
     .filter((name) => !name.startsWith('data:'));
   seen.taken = document.title !== seen.title;
+  const labels = [...document.querySelectorAll('.bars span')];
+  seen.labels = labels.map((l) => l.textContent);
+  seen.cut = labels.filter((l) => l.scrollWidth > l.clientWidth + 1 ||
+    l.scrollHeight > l.clientHeight + 1).map((l) => l.textContent);
+  seen.figures = document.querySelector('.figures').textContent;
   seen.wide = document.documentElement.scrollWidth > innerWidth;
   const out = document.createElement('pre'); out.id = 'seen';
   out.textContent = JSON.stringify(seen); document.body.append(out);
@@ -218,6 +223,8 @@ def test_reading_the_page(run, tmp_path, chromium, capsys, width):
     assert seen["logp"] > 0
     assert seen["none"] == "0 of 3 groups"
     assert not seen["wide"], "the page scrolls sideways"
+    assert seen["labels"][:2] == ["≤ −3", "−3 to −2"] and not seen["cut"]
+    assert "-" not in seen["figures"] + re.sub(r'".*?"', "", seen["tip"]).replace("log-prob", "")
 
 
 def test_files_of_steps_are_named_alike(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,8 @@ def test_intervals_over_seeds_are_students():
     assert found == pytest.approx((2.0, 2.0 - reach, 2.0 + reach), rel=1e-6)
     assert math.isnan(over_seeds([1.0]).low)
     assert over_seeds([0.5]).text() == "50.0"
-    assert over_seeds([0.1, 0.3]).text(sign=True).startswith("+20.0 [-")
+    assert over_seeds([0.1, 0.3]).text(sign=True).startswith("+20.0 [−")
+    assert over_seeds([-0.0004]).text(sign=True) == "+0.0"
     assert over_seeds([0.1, 0.3]).low < 0.0
     assert share_over_seeds([0.1, 0.3]).low == 0.0
     assert share_over_seeds([0.7, 0.9]).high == 1.0
@@ -173,6 +175,9 @@ def test_the_table_and_the_page_hold_the_figures(finished, tmp_path):
     assert markdown(rows).splitlines()[1] == "|---|---|---|---|---|"
     page = write_page(figures, tmp_path)
     text = page.read_text()
+    shown = re.findall(r'<td class="figure">([^<]*)', text)
+    assert len(shown) > 20 and not any("-" in figure for figure in shown)
+    assert any("−" in figure for figure in shown)
     assert "data:image/png;base64," in text and "<script" not in text and "http:" not in text
     assert "https:" not in text
     assert json.loads((tmp_path / "study.json").read_text())["findings"]
