@@ -272,6 +272,8 @@ def _bare(item: Node) -> Node:
 def _as_real_sets(a: Node, b: Node) -> str | None:
     if not any(p[0] == "rel" and set(p[1][1::2]) & _INEQUALITIES for p in (*_items(a), *_items(b))):
         return None
+    if symbols(a) - symbols(b) and symbols(b) - symbols(a):
+        return None  # x < 1 or x > 3 says nothing of y
     first, second = realset.pieces(a), realset.pieces(b)
     if first is None or second is None:
         return None
@@ -352,6 +354,8 @@ def _sets(a: Node, b: Node) -> str | None:
     if a[0] == b[0] == "builder" and _same_builder(a, b):
         return "set_builder"
     for one, other in ((a, b), (b, a)):
+        if one[0] == "set" and other[0] == "group" and len(one[1]) == 1:
+            return _same(_items(a)[0] if one is a else a, _items(b)[0] if one is b else b)
         if one[0] == "set" and other[0] == "group":
             # Bare braces may have lost anything; those of a set say that no order is meant.
             return _in_order(_items(a), _items(b)) if one[2:] else None

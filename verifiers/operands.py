@@ -348,6 +348,9 @@ class Operands(Cursor, ABC):
             if inner[0] == "group":
                 return inner[3]
             return (inner,)
+        if self.is_op("\\{"):
+            inner = self.bracketed()  # \max\{1, 2\}
+            return inner[1] if inner[0] == "set" else (inner,)
         if self.is_op("{"):
             inner = self.braced()
             if inner[0] == "set":

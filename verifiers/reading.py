@@ -69,6 +69,11 @@ _VAGUE = re.compile(
     r"(?:\s|\}|\\[,;: ])*(?=[-+\d.\\$])",
     re.IGNORECASE,
 )
+# P(X = 2) =, whatever the event is.
+_CHANCE = re.compile(
+    r"(?:P|\\Pr|\\(?:mathrm|mathbb)\{P\})\s*(?:\\left)?\([^()]{1,80}\)\s*=\s*(?=\S)"
+)
+_ARTICLE = re.compile(r"(?:\\text\s*\{)?\s*(?:an?|the)\s+[a-z]{3,}", re.IGNORECASE)
 _TIMES_TEN = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*[xX]\s*(10\s*\^.*)")
 _DOTTED = re.compile(r"([-+]?\d*\.\d*?)((\d{1,6}?)\3+)(?:\.\.\.|\\l?dots\s*|\\cdots\s*)")
 _MAX_CHARS = 60000
@@ -131,7 +136,7 @@ def _read(text: str) -> Reading:
             continue
         if node not in nodes:
             nodes.append(node)
-    if not nodes:
+    if not nodes or _ARTICLE.match(clean):
         prose = special.words(clean)
         if prose is not None:
             nodes.append(prose)
@@ -234,6 +239,9 @@ def _forms(clean: str) -> list[str]:
     label = _SENTENCE.match(base) or _LABEL.match(base) or _CAPTION.match(base)
     if label is not None and not _states(label.group(1)):
         forms.extend(_join_thousands(form[label.end() :]) for form in (base,))
+    chance = _CHANCE.match(base)
+    if chance is not None:
+        forms.append(base[chance.end() :])
     return forms
 
 

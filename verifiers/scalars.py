@@ -45,6 +45,8 @@ def same(gold: Node, answer: Node) -> str | None:
     Raises:
         UndecidedError: No rule could tell.
     """
+    if "pmod" in (gold[1], answer[1]):
+        return _congruent(gold, answer)
     value_a, unit_a = _measured(gold)
     value_b, unit_b = _measured(answer)
     if unit_a is None and unit_b is None:
@@ -60,6 +62,19 @@ def same(gold: Node, answer: Node) -> str | None:
             return None
         return _values(value_a, _scaled(value_b, factor)) and "unit"
     return _half_measured(value_a, unit_a, value_b, unit_b)
+
+
+def _congruent(a: Node, b: Node) -> str | None:
+    """Compare 1 (mod 3) with 4 (mod 3); a residue is no number."""
+    if not a[:2] == b[:2] == ("fn", "pmod"):
+        return None
+    (first, modulus), (second, other) = a[2], b[2]
+    if not equal(modulus, other):
+        return None
+    gap, step = exact(("add", (first, ("neg", second)))), exact(modulus)
+    if gap is not None and step:
+        return "congruent" if (gap / step).denominator == 1 else None
+    return "congruent" if equal(first, second) else None
 
 
 def _half_measured(

@@ -149,7 +149,8 @@ class Parser(ExpressionParser):
             if self.peek().text != "pmod":
                 raise ParseError("an implication is no answer")
             self.take()
-            parts[-1] = ("fn", "pmod", (parts[-1], self.braced()))
+            modulus = self.braced() if self.is_op("{") else self.primary()
+            parts[-1] = ("fn", "pmod", (parts[-1], modulus))
         self.depth -= 1
         return parts[0] if len(parts) == 1 else ("rel", tuple(parts))  # type: ignore[return-value]
 
