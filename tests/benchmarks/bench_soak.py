@@ -219,8 +219,10 @@ class Watch(threading.Thread):
             self._size = self._steps = 0
         with self.records.open("rb") as file:
             file.seek(self._size)
-            data = file.read()
-        self._size, self._steps = self._size + len(data), self._steps + data.count(b"\n")
+            # A block at a time: the allocator keeps as much as was ever read at once, up to 32 MiB,
+            # and that would be counted as the run's.
+            while data := file.read(1 << 16):
+                self._size, self._steps = self._size + len(data), self._steps + data.count(b"\n")
         return self._steps
 
     def stop(self) -> None:
