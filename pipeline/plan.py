@@ -73,6 +73,7 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
             "reward",
             "iterations",
             "sample_budget",
+            "group_size",
             "prompts",
             "allow_truncated_sampling",
             "watch_reference",
@@ -284,6 +285,8 @@ def settings_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str
         settings["model"] = run.model.model_dump(mode="json")
     if method.source in ("samples", "policy"):
         settings["sampling"] = run.sampling.model_dump(mode="json")
+    elif config.method.normaliser == "constant":
+        settings["max_tokens"] = run.sampling.max_tokens
     solves = method.source == "samples" and config.validate_every > 0
     if method.source == "policy" or solves:
         settings["engine"] = run.engine.deciding(init_of(run, config))

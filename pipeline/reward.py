@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
     from pipeline.batch import Sequence
 
+# Terms of a reward, and the keys that do nothing without them.
+SHAPED = {
+    "rule": ("false_accept", "false_reject"),
+    "model": ("squash",),
+    "process": ("process_weight", "process_split"),
+    "format": ("require",),
+    "retrain": ("retrain_batch", "retrain_rate", "replay"),
+}
+
 
 class Scorer(Protocol):
     """A reward model, as `pipeline.scorer` loads it."""
@@ -114,6 +123,10 @@ class RewardConfig(Config):
         if self.length and not self.rule:
             raise ValueError("length looks at correct completions, so it needs rule")
         load_checker("format", self.require)
+        for key, shaping in SHAPED.items():
+            given = [k for k in shaping if getattr(self, k) != type(self).model_fields[k].default]
+            if given and getattr(self, key) in (0, "none"):
+                raise ValueError(f"{given[0]} is given and {key}, which it is a part of, is off")
         return self
 
 

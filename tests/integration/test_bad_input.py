@@ -211,6 +211,8 @@ CONFIGURATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "RFT without samples": ("[generate]\nlimit = 10\ngroup_size = 3\nshard_size = 4\n", "", ("waits for verify", "[generate]")),
     "GRPO without steps": ("group_size = 4\nsteps = 6", "group_size = 4", ("stage 'grpo'", "'steps'", "a number of steps")),
     "staleness of SFT": ('name = "sft"', 'name = "sft"\nstaleness = 1', ("stage 'sft'", "'staleness'", "does not sample")),
+    "groups of SFT": ('name = "sft"', 'name = "sft"\ngroup_size = 4', ("stage 'sft'", "'group_size'", "does not sample")),
+    "a part of a reward that is off": ('name = "grpo"', 'name = "grpo"\nreward = {{ squash = "sigmoid" }}', ("reward", "squash is given and model, which it is a part of, is off")),
     "top_p while training": ("[sampling]", "[sampling]\ntop_p = 0.9", ("allow_truncated_sampling", "top_p = 0.9")),
     "a penalty while training": ("[sampling]", "[sampling]\nrepetition_penalty = 1.2", ("repetition_penalty", "1.2")),
     "rewards of nothing": ('name = "grpo"', 'name = "grpo"\nreward = {{ rule = 0.0 }}', ("reward", "every weight is 0")),

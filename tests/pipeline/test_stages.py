@@ -453,6 +453,14 @@ def test_plans_say_what_samples_their_models(run, monkeypatch):
     assert ["compiled" in plan["engine"] for plan in plans()] == [False, False]
 
 
+def test_plans_hold_the_constant_that_sequences_are_divided_by(run):
+    longer = run.model_copy(update={"sampling": run.sampling.model_copy(update={"max_tokens": 21})})
+    for normaliser, differ in (("constant", True), ("token", False)):
+        sft = stage(run, "sft", method={"kind": "sft", "normaliser": normaliser})
+        plans = [settings_of(each, sft, create_method(sft.method)) for each in (run, longer)]
+        assert (plans[0] != plans[1]) is differ
+
+
 def test_the_sample_log_holds_what_it_promises(run):
     out = Path(run.out)
     samples = [s for p in sorted((out / "generate").glob("samples-*")) for s in read_samples(p)]
