@@ -15,6 +15,7 @@ from .matrices import Rows, rows_of
 from .nodes import Node
 from .piecewise import same_pieces
 from .views import Named, flatten, in_name_order, names_match, spread, unname
+from .worded import CHOICES, letters, worded
 from .words import word_set
 
 _STRUCTURES = word_set(
@@ -24,7 +25,6 @@ _INEQUALITIES = frozenset({"<", ">", "le", "ge", "ne"})
 _REVERSED = {">": "<", "ge": "le"}
 _MAX_MATCHING = 400
 _MAX_PAIRWISE = 24
-CHOICES = frozenset("ABCDEFGHIJ")
 
 
 def matches(gold: Node, answer: Node) -> str | None:
@@ -62,12 +62,12 @@ def _same(a: Node, b: Node) -> str | None:
         return _named(left, right)
     if left is not a or right is not b:  # a true chain of numbers is its value
         return _same(left, right)
-    chosen, wanted = _letters(b), _letters(a)
+    chosen, wanted = letters(b), letters(a)
     if chosen is not None and wanted is not None and "list" in (a[0], b[0]):
         return "choice" if chosen == wanted else None
     for kind in ("word", "text", "clock", "date", "choice"):
         if kind in (a[0], b[0]):
-            return _worded(a, b)
+            return worded(a, b)
     if a[0] == "cond" or b[0] == "cond":
         return _conditional(a, b)
     if a[0] == "ratio" or b[0] == "ratio":
@@ -142,40 +142,6 @@ def _named(a: Named | Node, b: Named | Node) -> str | None:
     right = b.value if isinstance(b, Named) else b
     rule = _same(left, right)
     return rule and (rule if rule == "rounded" else "value_of_name")
-
-
-def _worded(a: Node, b: Node) -> str | None:
-    if a[0] == "choice" or b[0] == "choice":
-        letter_a = a[1] if a[0] in ("choice", "sym") else None
-        letter_b = b[1] if b[0] in ("choice", "sym") else None
-        return "choice" if letter_a is not None and letter_a == letter_b else None
-    if a[0] != b[0]:
-        return None
-    if a[0] == "clock":
-        if a[4] and b[4]:
-            return "clock" if a == b else None
-        # 5:00 PM is 17:00; an unmarked 5:00 may be either half of the day.
-        same_time = a[1:4] == b[1:4] or _on_day(a) == _on_day(b)
-        return "clock" if same_time else None
-    if a[0] == "date":
-        same_day = a[1:3] == b[1:3] and (a[3] == b[3] or a[3] is None or b[3] is None)
-        return "date" if same_day else None
-    return a[0] if a == b else None
-
-
-def _on_day(clock: Node) -> tuple[int, int, int]:
-    _, hours, minutes, seconds, half = clock
-    if half:
-        hours = hours % 12 + (12 if half == "p" else 0)
-    return hours, minutes, seconds
-
-
-def _letters(node: Node) -> list[str] | None:
-    """The letters of a choice of several: AC, or A and C; None for anything else."""
-    parts = node[1] if node[0] in ("mul", "list", "set") else (node,)
-    if all(part[0] == "sym" and part[1] in CHOICES for part in parts):
-        return sorted(part[1] for part in parts)
-    return None
 
 
 def _conditional(a: Node, b: Node) -> str | None:
