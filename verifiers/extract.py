@@ -44,7 +44,7 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _NOT = re.compile(
-    r"(?:(?:\bnot|n't|n’t|\bnever|\bneither|不是|不等于|并非)\s*(?:be\s+|equal\s+to\s+|equal\s+)?"
+    r"(?:(?:\b(?:can)?not|n't|n’t|\bnever|\bneither|不是|不等于|并非)\s*(?:be\s+|equal\s+to\s+|equal\s+)?"
     r"|\b(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s+than\s+)[\s$*\\(\[:=]*$",
     re.IGNORECASE,
 )
@@ -74,7 +74,12 @@ _BLANK = re.compile(
     r"(?:\s|~|\\f?boxed|\\framebox|\$|\\[,;:! ]|\\q?quad|\\text\s*\{\s*\}|\{\s*\}|\.{3}|\\l?dots)*"
 )
 # What ends the stretch that a phrase announces: a sentence, a line, or the reason that follows.
-_STOPS = re.compile(r"[.!?](?=\s|$)|\n|。|<\||,\s+(?:as|since|because|which|so)\s", re.IGNORECASE)
+_STOPS = re.compile(
+    r"[.!?](?=\s|$)|\n|。|<\||,\s+(?:as|since|because|which|so|(?:and\s+)?not)\s"
+    r"|\s(?:because|since|rather\s+than|instead\s+of)\s"
+    r"|\s\((?=(?:that\s+is|i\.e\.|because|since|which|namely)\b)",
+    re.IGNORECASE,
+)
 _TAIL = 4000
 # A bare answer longer than this is no answer with a few words around it.
 _BARE = 240
@@ -303,7 +308,8 @@ def _tail(text: str, begin: int, choice: bool) -> Extraction:
     start, end = _trim(text, begin, len(text))
     found = [Candidate(text[start:end], start, end, "whole")] if end - start <= 2000 else []
     if choice:
-        letters = list(_UPPER.finditer(text, max(start, end - 400), end))
+        named = _UPPER.finditer(text, max(start, end - 400), end)
+        letters = [m for m in named if not _denied(text, max(start, m.start() - 40), m.start())]
         if letters:
             low, high = _with_other_letters(text, *letters[-1].span(1), start)
             return Extraction((Candidate(text[low:high], low, high, "tail"),))

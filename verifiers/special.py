@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from .nodes import Node
-from .words import MONTHS, NAMED_ANSWERS, NUMBER_WORDS, WEEKDAYS
+from .words import MONTHS, NAMED_ANSWERS, NUMBER_WORDS, PART_WORDS, WEEKDAYS
 
 _TEXT = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mbox|operatorname|mathsf|emph)\s*\{([^{}]*)\}"
@@ -144,6 +144,9 @@ def _spelled(text: str) -> Node | None:
     scales = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
     if not parts or parts[0] not in NUMBER_WORDS or len(parts) > 12:
         return None
+    if len(parts) == 2 and parts[1] in PART_WORDS and 1 <= NUMBER_WORDS[parts[0]] <= 9:
+        share: Node = ("num", Fraction(NUMBER_WORDS[parts[0]], PART_WORDS[parts[1]]))
+        return ("neg", share) if negative else share
     total = group = 0
     for part in parts:
         if part in NUMBER_WORDS:

@@ -179,6 +179,10 @@ _ONES = split(
 _TENS = split("twenty thirty forty fifty sixty seventy eighty ninety")
 NUMBER_WORDS = {name: value for value, name in enumerate(_ONES)}
 NUMBER_WORDS |= {name: 10 * value for value, name in enumerate(_TENS, start=2)}
+# Of "two thirds"; a quarter of "three quarters" is no coin.
+PART_WORDS = {"half": 2, "halves": 2, "third": 3, "fourth": 4, "quarter": 4, "fifth": 5}
+PART_WORDS |= {"sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
+PART_WORDS |= {f"{name}s": value for name, value in PART_WORDS.items() if name[-1] != "s"}
 
 MONTHS = {
     name: number
