@@ -13,7 +13,8 @@ The servers have endpoints that load weights and run code. They listen on loopba
 names another address, for a network of one's own alone.
 
 With more GPUs than the servers take, the first is left to the trainer and weights travel by NCCL;
-otherwise all share the first, by CUDA IPC; without a GPU they travel through a folder.
+on the only GPU, which all share, by CUDA IPC; otherwise through a folder. `CUDA_VISIBLE_DEVICES`
+says which GPUs there are.
 
 `--cluster ADDRESS` spreads the servers over the nodes of a Ray cluster ("auto" for the one that
 this machine belongs to, "local" for one that begins and ends with the servers); without ADDRESS
@@ -87,9 +88,7 @@ def main(arguments: list[str]) -> None:
         "--cluster", nargs="?", const="", metavar="ADDRESS", help="spread over a Ray cluster"
     )
     parser.add_argument("--config", help="a run's TOML, whose [engine] table is taken")
-    parser.add_argument(
-        "--transfer", choices=["auto", "folder", "ipc", "nccl"], default="auto", help="of weights"
-    )
+    parser.add_argument("--transfer", choices=["auto", "folder", "ipc", "nccl"], help="of weights")
     parser.add_argument("--start-s", type=float, default=600.0, help="longest wait for a start")
     known, rest = parser.parse_known_args(arguments)
     run = load_run(known.config) if known.config else None
@@ -105,7 +104,7 @@ def main(arguments: list[str]) -> None:
     ports = [known.port + number if known.port else 0 for number in range(known.servers)]
     options = {
         "host": known.host,
-        "transfer": known.transfer,
+        "transfer": known.transfer or config.transfer,
         "wait_s": known.start_s,
         "say": _say,
     }

@@ -33,12 +33,20 @@ from pipeline.engines._vllm import (
     missing,
 )
 from pipeline.engines._worker import EXTENSION
+from pipeline.launch import launched
 from pipeline.model import refuse_pickles
 
 Transfer = Literal["auto", "folder", "ipc", "nccl"]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LOOPBACK = "127.0.0.1"
 ROOT = str(Path(__file__).resolve().parent.parent.parent)
+# What torchrun and accelerate tell the processes that train. vLLM would take itself for one of
+# them, and wait for a store of theirs at an address of its own (`TORCHELASTIC_USE_AGENT_STORE`).
+RANK_VARIABLES = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME",
+    "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE",
+    "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 
 
 class Servers:
@@ -80,7 +88,10 @@ class Servers:
 
         gpus = torch.cuda.device_count()
         wanted = len(ports) * config.tensor_parallel
-        self.transfer = choose_transfer(transfer, gpus, wanted, host, is_alone)
+        trainers = launched().here
+        self.transfer = choose_transfer(
+            transfer, gpus, wanted, host, is_alone, trainers, config.tensor_parallel
+        )
         self.urls = [f"http://{reachable(host)}:{port}" for port in ports]
         self.processes: list[subprocess.Popen[bytes]] = []
         self._cleanup = ExitStack()
@@ -91,7 +102,9 @@ class Servers:
                 words = command(config, model, host, port, on_gpu=gpus > 0, transfer=self.transfer)
                 devices = None
                 if not is_alone:
-                    devices = _devices(self.transfer, number, config.tensor_parallel, gpus)
+                    devices = _devices(
+                        self.transfer, number, config.tensor_parallel, gpus, wanted, trainers
+                    )
                 environment = _environment(config, self.transfer, devices, len(ports))
                 log = self._cleanup.enter_context(self.logs[number].open("wb"))
                 self.processes.append(
@@ -198,23 +211,33 @@ def command(
 
 
 def choose_transfer(
-    transfer: Transfer, gpus: int, workers: int, host: str, is_alone: bool = False
+    transfer: Transfer,
+    gpus: int,
+    workers: int,
+    host: str,
+    is_alone: bool = False,
+    trainers: int = 1,
+    parallel: int = 1,
 ) -> Literal["folder", "ipc", "nccl"]:
     """Return how weights come to servers that are started here.
 
     Args:
         transfer: What was asked for; "auto" chooses.
-        gpus: GPUs of this machine; the trainer takes the first.
+        gpus: GPUs of this machine; the trainers take the first, one each.
         workers: GPUs that the servers want.
         host: Where they listen.
-        is_alone: Whether the trainer takes none of them.
+        is_alone: Whether the trainers take none of them.
+        trainers: Processes of this machine that train together.
+        parallel: GPUs of one server.
 
     Raises:
         UserError: What was asked for cannot be.
     """
     if transfer == "auto":
-        has_own = is_alone or gpus > workers
-        transfer = "folder" if not gpus else "nccl" if has_own else "ipc"
+        if gpus and (is_alone or gpus >= workers + trainers):
+            transfer = "nccl"
+        else:
+            transfer = "ipc" if gpus == trainers == parallel == 1 else "folder"
     where = "engine.transfer"
     if transfer in ("nccl", "ipc") and not gpus:
         raise UserError(where, f"{transfer!r} without a GPU", "'folder'", "remove the key")
@@ -225,12 +248,19 @@ def choose_transfer(
             "'nccl' or 'folder': the handles are of a GPU that trainer and server share",
             "choose one of those",
         )
-    if transfer == "nccl" and not is_alone and gpus <= workers:
+    if transfer == "ipc" and (trainers > 1 or parallel > 1):
         raise UserError(
             where,
-            f"'nccl' with {gpus} GPUs for a trainer and {workers} workers",
+            f"'ipc' with {trainers} processes that train and {parallel} GPUs a server",
+            "one and one: the handles are of the one GPU that trainer and server share",
+            "remove the key",
+        )
+    if transfer == "nccl" and not is_alone and gpus < workers + trainers:
+        raise UserError(
+            where,
+            f"'nccl' with {gpus} GPUs for {trainers} trainers and {workers} workers",
             "a GPU of its own for each: NCCL does not join two processes on one",
-            "start fewer servers, or set transfer = 'ipc'",
+            "start fewer servers, or remove the key",
         )
     if transfer == "ipc" and not is_loopback(host):
         raise UserError(
@@ -284,15 +314,39 @@ def _environment(
         added["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     if devices is not None:
         added["CUDA_VISIBLE_DEVICES"] = devices
-    return {**os.environ, **added}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in RANK_VARIABLES and not key.startswith("TORCHELASTIC_")
+    }
+    return {**inherited, **added}
 
 
-def _devices(transfer: Transfer, number: int, parallel: int, gpus: int) -> str | None:
-    """Return the GPUs of a server: after the trainer's with NCCL, from the first otherwise."""
+def _devices(
+    transfer: Transfer, number: int, parallel: int, gpus: int, workers: int, trainers: int
+) -> str | None:
+    """Return the GPUs of a server, as `CUDA_VISIBLE_DEVICES` names them.
+
+    After the trainers' where there are enough, the trainer's own with CUDA IPC, and otherwise from
+    the first on.
+
+    Args:
+        transfer: How weights will come.
+        number: Which server, from 0.
+        parallel: GPUs of one.
+        gpus: GPUs that this process sees.
+        workers: GPUs of all servers.
+        trainers: Processes of this machine that train together.
+    """
     if not gpus:
         return None
-    first = (1 if transfer == "nccl" else 0) + number * parallel
-    return ",".join(str((first + i) % gpus) for i in range(parallel))
+    first = 0 if transfer == "ipc" else number * parallel
+    if transfer != "ipc" and gpus >= workers + trainers:
+        first += trainers
+    # This process may see some of the machine's GPUs alone, under other numbers.
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    names = visible if len(visible) >= gpus and visible[0] else list(map(str, range(gpus)))
+    return ",".join(names[(first + i) % gpus] for i in range(parallel))
 
 
 def reachable(host: str) -> str:

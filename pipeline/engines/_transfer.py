@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import httpx
+import torch
 from torch import Tensor
 
 from pipeline.engines._servers import free_ports
@@ -113,6 +115,10 @@ class Transfer:
         """Send parameters; returns when the workers hold them."""
         if self._engine is None:
             self._open(weights)
+        for device in {value.device for _, value in weights if value.is_cuda}:
+            # vLLM reads on streams of its own, which do not wait for what is under way on ours:
+            # the optimizer's step, merged adapters.
+            torch.cuda.current_stream(device).synchronize()
         self._source.weights = weights
         engine: Any = self._engine
         engine.send_weights()
@@ -129,8 +135,10 @@ class Transfer:
             )
         else:
             ipc: Any = importlib.import_module("vllm.distributed.weight_transfer.ipc_engine")
-            # Packed: one buffer of bounded size instead of a handle a tensor.
-            info = ipc.IPCTrainerInitInfo(packed=True, rank=0)
+            # Packed: one buffer of bounded size instead of a handle a tensor. It holds the largest:
+            # a vocabulary's embedding in float32 may be beyond vLLM's own size.
+            size = max(ipc.DEFAULT_PACKED_BUFFER_SIZE_BYTES, *(w.nbytes for _, w in weights))
+            info = ipc.IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=size, rank=0)
         self._engine = module.WeightTransferTrainerFactory.trainer_init(
             info, client=self._client, source=self._source
         )
@@ -162,6 +170,13 @@ def _source(module: Any) -> Any:
 
 
 def http_client(url: str, timeout_s: float) -> Any:
-    """Return vLLM's own client of a server's control calls."""
+    """Return vLLM's own client of a server's control calls, which here asks no proxy."""
     module: Any = importlib.import_module("vllm.distributed.weight_transfer")
-    return module.HTTPVLLMWeightSyncClient(url, timeout_s)
+
+    class Client(module.HTTPVLLMWeightSyncClient):
+        def _post(self, path: str, json: dict[str, Any] | None = None) -> None:
+            address = f"{self.base_url}/{path}"
+            reply = httpx.post(address, json=json, timeout=self.timeout, trust_env=False)
+            reply.raise_for_status()
+
+    return Client(url, timeout_s)

@@ -83,6 +83,15 @@ class VllmEngine:
                     "a GPU: the CPU build knows neither sleep nor CUDA IPC",
                     "remove the key",
                 )
+        if config.transfer == "ipc" and config.tensor_parallel > 1:
+            raise UserError(
+                "engine.transfer",
+                f"'ipc' with tensor_parallel = {config.tensor_parallel}",
+                "one GPU, which trainer and vLLM share: the handles are of that one",
+                "remove either key",
+            )
+        # Of torchrun with one process: vLLM would wait for a store at an address of its own.
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         # In this process: weights can be pushed from live parameters, and no second process is
         # left behind by a kill. Set before vLLM is imported, which reads them then.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(config.transfer == "ipc"))
@@ -97,6 +106,7 @@ class VllmEngine:
             raise missing("vllm", error) from error
         self.policy_version = 0
         self._vllm, self._sleeps = vllm, config.sleep
+        self._is_spread = config.tensor_parallel > 1
         self._asleep: set[str] = set()
         options: dict[str, Any] = {
             "enforce_eager": True,
@@ -169,11 +179,14 @@ class VllmEngine:
             RuntimeError: vLLM did not empty its prefix cache.
         """
         self._wake("weights")
-        values = [(name, value.detach()) for name, value in weights]
+        # One by one: all merged or gathered values together would be a second model on the GPU.
+        values: Iterable[tuple[str, Tensor]] = ((name, value.detach()) for name, value in weights)
         if self._transfer is not None:
-            self._transfer.send(values)
+            self._transfer.send(list(values))
         else:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(values)})
+            # vLLM's workers, where they are processes of their own, are sent them at once.
+            values = iter(list(values)) if self._is_spread else values
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": values})
             self._llm.collective_rpc(pack_again)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not empty its prefix cache after new weights")
@@ -182,6 +195,11 @@ class VllmEngine:
     def _wake(self, *parts: str) -> None:
         """Take GPU memory back; memory that is awake must not be woken again."""
         if asleep := [part for part in parts if part in self._asleep]:
+            if self._transfer is not None:
+                import torch
+
+                # What training has freed but kept for itself; in one process vLLM sees to that.
+                torch.cuda.empty_cache()
             self._llm.wake_up(asleep)
             self._asleep -= set(asleep)
 

@@ -60,6 +60,7 @@ from pipeline.engines._servers import (
 )
 from pipeline.engines._vllm import LOGPROBS_MODE, VllmConfig, refusal, sampling_values
 from pipeline.engines._worker import EXTENSION
+from pipeline.launch import launched
 from pipeline.model import load_tokenizer
 from verifiers.plain import plain
 
@@ -389,6 +390,9 @@ class ServerEngine:
         self._require_one()
         alive = [server for server in self.servers if server.alive]
         backend = alive[0].backend if self.config.transfer == "auto" else self.config.transfer
+        if backend == "ipc" and launched().count > 1:
+            # vLLM would have all of them hand in handles, and only this one pushes.
+            backend = "folder"
         if backend == "folder":
             self._by_folder(alive, weights)
         else:
@@ -401,10 +405,11 @@ class ServerEngine:
         tensors: dict[str, torch.Tensor] = {}
         seen: dict[tuple[int, torch.Size], str] = {}
         for name, value in weights:
-            # A tied output embedding is its input embedding; vLLM ties it by itself.
-            key = (value.data_ptr(), value.shape)
-            if seen.setdefault(key, name) == name:
-                tensors[name] = value.detach().to("cpu").contiguous()
+            kept = value.detach().to("cpu").contiguous()
+            # A tied output embedding is its input embedding; vLLM ties it by itself. Told by what
+            # is kept: the memory of merged or gathered values on a GPU is the next one's, too.
+            if seen.setdefault((kept.data_ptr(), kept.shape), name) == name:
+                tensors[name] = kept
         folder = Path(tempfile.mkdtemp(prefix="boxed-weights-", dir=self._folder(tensors)))
         try:
             save_file(tensors, folder / "model.safetensors")
@@ -414,7 +419,9 @@ class ServerEngine:
 
     def _folder(self, tensors: dict[str, torch.Tensor]) -> str | None:
         if self.config.folder:
-            return self.config.folder
+            folder = Path(self.config.folder).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            return str(folder)
         away = [s.url for s in self.servers if not is_loopback(urlsplit(s.url).hostname or "")]
         if away:
             raise UserError(

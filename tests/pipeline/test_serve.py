@@ -86,10 +86,34 @@ def test_flags_on_gpus(checkpoint):
     ipc = _environment(config, "ipc", "0", 2)
     assert ipc["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
     assert ipc["CUDA_VISIBLE_DEVICES"] == "0"
-    # The trainer keeps the first GPU to itself with NCCL, and shares it otherwise.
-    assert [_devices("nccl", n, 2, 8) for n in range(3)] == ["1,2", "3,4", "5,6"]
-    assert [_devices("ipc", n, 1, 1) for n in range(2)] == ["0", "0"]
-    assert _devices("folder", 0, 1, 0) is None
+
+
+def test_which_gpus_the_servers_get(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _devices("folder", 0, 1, 0, 1, 1) is None
+    # Trainers keep theirs to themselves where there are enough, however weights come.
+    assert [_devices("nccl", n, 2, 8, 6, 1) for n in range(3)] == ["1,2", "3,4", "5,6"]
+    assert [_devices("nccl", n, 1, 8, 4, 4) for n in range(4)] == ["4", "5", "6", "7"]
+    assert _devices("folder", 0, 1, 2, 1, 1) == "1"
+    assert [_devices("folder", n, 1, 2, 2, 1) for n in range(2)] == ["0", "1"]
+    # Handles are of the trainer's own GPU, whatever others there are.
+    assert [_devices("ipc", n, 1, 4, 2, 1) for n in range(2)] == ["0", "0"]
+    # What this process sees is not all of the machine: the commands of gsm8k_7b_node.toml.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,6,7")
+    assert [_devices("nccl", n, 1, 4, 3, 1) for n in range(3)] == ["5", "6", "7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3f,GPU-a0")
+    assert _devices("ipc", 0, 1, 2, 1, 1) == "GPU-3f"
+
+
+def test_a_server_does_not_take_itself_for_a_process_that_trains(monkeypatch):
+    """Started by torchrun's first process, vLLM would wait for that one's store for good."""
+    for name in (*_servers.RANK_VARIABLES, "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "True")
+    monkeypatch.setenv("RANKINE", "1")
+    found = _environment(vllm_server.Config(), "folder", None, 1)
+    assert not {*_servers.RANK_VARIABLES} & found.keys()
+    assert not [name for name in found if name.startswith("TORCHELASTIC")]
+    assert found["RANKINE"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -231,6 +255,37 @@ def test_servers_on_gpus_of_their_own_share_none_with_a_trainer():
     assert choose_transfer("auto", 0, 1, "10.0.0.3", is_alone=True) == "folder"
     with pytest.raises(UserError, match="GPUs of their own"):
         choose_transfer("ipc", 1, 1, LOOPBACK, is_alone=True)
+
+
+def test_several_trainers_keep_a_gpu_each_and_share_no_handles():
+    assert choose_transfer("auto", 8, 4, LOOPBACK, trainers=4) == "nccl"
+    assert choose_transfer("auto", 8, 5, LOOPBACK, trainers=4) == "folder"
+    assert choose_transfer("auto", 8, 8, "10.0.0.3") == "folder"
+    with pytest.raises(UserError, match="8 GPUs for 4 trainers and 5 workers"):
+        choose_transfer("nccl", 8, 5, LOOPBACK, trainers=4)
+    # Handles are of one GPU: not of a server's second, nor of another process's.
+    assert choose_transfer("auto", 2, 2, LOOPBACK) == "folder"
+    for many in ({"trainers": 2}, {"parallel": 2}):
+        assert choose_transfer("auto", 2, 2, LOOPBACK, **many) == "folder"
+        with pytest.raises(UserError, match="the one GPU"):
+            choose_transfer("ipc", 2, 2, LOOPBACK, **many)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--engine.transfer", "folder"], "folder"),
+        (["--engine.transfer", "folder", "--transfer", "auto"], "auto"),
+        ([], "auto"),
+    ],
+)
+def test_how_weights_come_is_the_engines_key_unless_the_command_says(monkeypatch, words, expected):
+    def start(*_, **options):
+        raise UserError("servers", options["transfer"], "none", "")
+
+    monkeypatch.setattr("pipeline.serve.Servers", start)
+    with pytest.raises(UserError, match=f"servers: {expected}"):
+        main(["--model", "m", *words])
 
 
 def test_which_cluster_is_meant():

@@ -147,6 +147,51 @@ def test_weights_leave_nothing_behind(start, checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class OnGpu:
+    """A value made for a push: the GPU's memory of one is the next one's, too."""
+
+    def __init__(self, value):
+        self.value, self.shape = value, value.shape
+
+    def data_ptr(self):
+        return 1 << 20
+
+    def detach(self):
+        return self
+
+    def to(self, device):
+        return self.value.to(device, copy=True)
+
+
+def test_merged_weights_at_one_address_are_not_taken_for_tied(start, prompts, checkpoint):
+    engine, servers = start(1)
+    model = load_model(checkpoint)
+    values = {name: p.detach() * 1.2 for name, p in model.named_parameters()}
+    engine.load_weights(((name, OnGpu(value)) for name, value in values.items()), 1)
+    assert servers[0].loaded[-1] == values.keys()
+    ours = embedded_engine.create(embedded_engine.Config(), checkpoint)
+    ours.load_weights(values.items(), 1)
+    assert_equal(engine.generate(prompts, SAMPLING), ours.generate(prompts, SAMPLING))
+
+
+def test_several_trainers_push_by_folder_where_servers_were_started_for_handles(
+    start, checkpoint, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    engine, servers = start(1)
+    engine.servers[0].backend = "ipc"
+    engine.load_weights(load_model(checkpoint).state_dict().items(), 1)
+    assert len(servers[0].loaded) == 2
+
+
+def test_a_folder_that_is_not_there_is_made(start, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    engine, servers = start(1, folder="runs/weights")
+    engine.load_weights(load_model(checkpoint).state_dict().items(), 1)
+    assert len(servers[0].loaded) == 2
+    assert not list((tmp_path / "runs" / "weights").iterdir())
+
+
 def test_a_server_that_is_restarted_is_given_up_and_joins_at_the_next_push(
     start, prompts, expected, checkpoint, capsys
 ):
