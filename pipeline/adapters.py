@@ -99,7 +99,8 @@ class Adapters:
             target_modules=list(config.targets) or "all-linear",
         )
         try:
-            with torch.random.fork_rng():
+            # On a CPU, where peft makes A; by default torch would set up every GPU, and warn.
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.wrapped = peft.get_peft_model(model, plan)
         except ValueError as error:

@@ -29,6 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 
+import torch
 from torch import Tensor
 
 from data_prep.jsonl import read_rows, write_rows
@@ -72,6 +73,9 @@ class Ahead:
         self._weights: SimpleQueue[tuple[int, Weights] | None] = SimpleQueue()
         self._batches: dict[int, Future[Batch]] = {}
         self._thread: threading.Thread | None = None
+        # A thread begins on the first GPU and its default stream. On this one's, what both do is
+        # in order, and the engine finds the memory where this thread has made it.
+        self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
         if not staleness:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +133,8 @@ class Ahead:
 
     def _work(self) -> None:
         """Draw batches in the order of the weights, until `close`."""
+        if self._stream is not None:
+            torch.cuda.set_stream(self._stream)  # and its GPU
         while (item := self._weights.get()) is not None:
             version, weights = item
             waiting = [step for step in self._steps(version) if not self._batches[step].done()]

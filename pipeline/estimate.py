@@ -176,15 +176,18 @@ class Book:
         engine: Any = self.run.engine
         b = 2 if engine.dtype == "bfloat16" else 4
         weights = shape.parameters * b
+        beside = 1  # vLLMs on one GPU
         if engine.kind == "vllm_server":
             workers = engine.servers * engine.tensor_parallel
-            # Running already, or on other GPUs than the trainer's.
-            if engine.urls or (self.on_gpu and torch.cuda.device_count() > workers):
+            gpus = torch.cuda.device_count() if self.on_gpu else 0
+            # Running already, or on other GPUs than the trainers'.
+            if engine.urls or (self.on_gpu and gpus >= workers + self.launch.here):
                 return {}, {}
+            beside = engine.servers if engine.transfer == "ipc" else -(-workers // max(1, gpus))
         if engine.kind.startswith("vllm"):
             if self.on_gpu:
-                share = round(engine.gpu_memory_share * this_machine(self.run.out).gpu)
-                return {"vLLM": share}, {"vLLM": "lower engine.gpu_memory_share"}
+                share = engine.gpu_memory_share * this_machine(self.run.out).gpu
+                return {"vLLM": round(beside * share)}, {"vLLM": "lower engine.gpu_memory_share"}
             cache = engine.memory_gib * GIB
             return {"engine": weights, "keys and values": cache, "vLLM": GIB}, {
                 "keys and values": "lower engine.memory_gib",

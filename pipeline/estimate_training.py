@@ -241,6 +241,10 @@ class _Training:
             math.ceil(config.batch / ranks),
             self.worst.completion,
         )
+        if "vLLM" in engine and getattr(book.run.engine, "sleep", False):
+            # It sleeps while a pass keeps something.
+            kept = ("activations", "attention", "log-probs", "copies in bfloat16")
+            engine["vLLM"] -= min(engine["vLLM"], sum(self.memory.get(part, 0) for part in kept))
         if ranks > 1 and book.run.engine.among == "leader":
             self.first = 0 if book.on_gpu else sum(engine.values())
         else:

@@ -194,7 +194,7 @@ def open_ranks(parallel: Parallel, device: torch.device, where: str = "parallel"
         where: Names the stage in errors.
 
     Raises:
-        UserError: One process is to split a model, or there are more processes than GPUs.
+        UserError: One process is to split a model, or several do not have a GPU each.
     """
     meet()
     count = dist.get_world_size() if dist.is_initialized() else 1
@@ -209,6 +209,14 @@ def open_ranks(parallel: Parallel, device: torch.device, where: str = "parallel"
             )
         return ALONE
     if device.type == "cuda":
+        if device.index is not None:
+            raise UserError(
+                "engine.device",
+                f"'{device}' with {count} processes",
+                "a GPU for each process: two cannot share one",
+                'set engine.device = "cuda" or leave the key out; CUDA_VISIBLE_DEVICES chooses '
+                "GPUs",
+            )
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise UserError(

@@ -8,6 +8,7 @@ for, positions to multiples of 64.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 
 import torch
@@ -30,8 +31,9 @@ class StepGraphs:
     the function reads and writes must be the same memory for the same key.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         """Start without graphs."""
+        self._device = device
         self._held: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._seen: set[Hashable] = set()
         self._pool = torch.cuda.graph_pool_handle()
@@ -41,13 +43,26 @@ class StepGraphs:
         if key in self._held:
             graph, result = self._held[key]
         elif key in self._seen:
-            graph = torch.cuda.CUDAGraph()
-            # "thread_local": a trainer may be at work in another thread (`pipeline.ahead`).
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                result = function()
+            # What is captured is a stream's, and a stream is a GPU's: not always the current one.
+            with torch.cuda.device(self._device):
+                graph = torch.cuda.CUDAGraph()
+                # "thread_local": a trainer may be at work in another thread (`pipeline.ahead`).
+                with torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=_capture_stream(torch.cuda.current_device()),
+                    capture_error_mode="thread_local",
+                ):
+                    result = function()
             self._held[key] = graph, result
         else:
             self._seen.add(key)
             return function()
         graph.replay()
         return result
+
+
+@functools.cache
+def _capture_stream(index: int) -> torch.cuda.Stream:
+    """Return the stream of a GPU on which graphs are captured: each has a workspace of cuBLAS's."""
+    return torch.cuda.Stream(index)

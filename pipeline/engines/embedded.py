@@ -236,7 +236,8 @@ class _Batch:
             torch.promote_types(engine.decoder.dtype, torch.float32),
             engine.device,
         )
-        self.graphs = StepGraphs() if engine.decoder.graphs and engine.config.cuda_graphs else None
+        captures = engine.decoder.graphs and engine.config.cuda_graphs
+        self.graphs = StepGraphs(engine.device) if captures else None
 
     def _size(self, groups: list[Group], sampling: Sampling, prompt: int = 0) -> Size:
         """Return what there is to be room for, with room for prompts of at least so many tokens."""

@@ -305,3 +305,12 @@ def test_nonsense_is_refused(run_config):
 def run_config(tmp_path):
     run = small_run(Path(tmp_path))
     return run, next(s for s in run.train if s.name == "grpo")
+
+
+def test_making_adapters_sets_up_no_other_gpu(checkpoint, monkeypatch):
+    """With several GPUs torch's own way warns, and asks each for the state of its numbers."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.random._fork_rng_warned_already", False)
+    before = torch.get_rng_state()
+    Adapters(load_model(checkpoint), LoraConfig(rank=2))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -78,6 +78,20 @@ def test_a_batch_is_drawn_by_the_weights_that_the_bound_names(tmp_path, stalenes
     ]
 
 
+def test_the_thread_draws_on_the_gpu_and_the_stream_of_who_trains(tmp_path, monkeypatch):
+    """A thread begins on the first GPU, where a second process's engine is not."""
+    stream, used = object(), []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: stream)
+    monkeypatch.setattr(
+        "torch.cuda.set_stream", lambda s: used.append((threading.current_thread().name, s))
+    )
+    run = Run(tmp_path, 1, 3)
+    run.lags()
+    run.ahead.close()
+    assert used == [("rollouts", stream)]
+
+
 def test_generation_goes_on_while_a_step_is_trained(tmp_path):
     """With staleness 1 the batch of step 1 is drawn before step 0 ends, and step 2's is not."""
     run = Run(tmp_path, 1, 4)

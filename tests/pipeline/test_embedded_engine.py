@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import weakref
@@ -14,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.sources.embedded import Config as EmbeddedSource
 from data_prep.sources.embedded import read
 from pipeline.batch import Sequence, flatten, micro_batches
-from pipeline.engines import Prompt, Sampling, embedded, sample_seed
+from pipeline.engines import Prompt, Sampling, _graphs, embedded, sample_seed
 from pipeline.engines._decoder import Decoder
 from pipeline.engines._library import Unbuilt, library_for
 from pipeline.engines.embedded import Config, create
@@ -827,6 +828,63 @@ def test_bfloat16_weights_sample_close_to_float32(checkpoint, problems):
         )
     ]
     assert sum(gaps) / len(gaps) < 0.1
+
+
+def test_a_step_is_captured_on_the_engines_own_gpu(monkeypatch):
+    """A stream is one GPU's: on the current one's nothing of another would be captured."""
+    current, said = [0], []
+
+    @contextlib.contextmanager
+    def on(device):
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    @contextlib.contextmanager
+    def capture(graph, *, stream, **_):
+        assert graph.device == stream == current[0]
+        yield
+
+    class Graph:
+        def __init__(self):
+            self.device = current[0]
+
+        def replay(self):
+            said.append(f"replays on {self.device}")
+
+    _graphs._capture_stream.cache_clear()
+    for name, stand_in in {
+        "graph_pool_handle": object,
+        "device": on,
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "Stream": lambda index: index,
+        "current_device": lambda: current[0],
+    }.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", stand_in)
+    graphs = _graphs.StepGraphs(torch.device("cuda", 1))
+
+    def step():
+        said.append(f"runs on {current[0]}")
+        return torch.ones(1)
+
+    for _ in range(3):
+        graphs.run("key", step)
+    # Plainly, then captured (which runs nothing) and replayed, then replayed.
+    assert said == ["runs on 0", "runs on 1", "replays on 1", "replays on 1"]
+    assert current == [0]
+    _graphs._capture_stream.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none")
+def test_a_gpu_that_is_not_the_current_one_gives_the_same_samples(checkpoint, problems):
+    first, second = (create(Config(device=f"cuda:{n}", slots=40), checkpoint) for n in range(2))
+    prompts, sampling = prompts_of(first, problems[:30]), Sampling(n=4, max_tokens=40)
+    for _ in range(2):
+        found = second.generate(prompts, sampling)
+        assert tokens_of(found) == tokens_of(first.generate(prompts, sampling))
+    assert second._batch.graphs._held
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.config import dump_toml
 from data_prep.errors import UserError
+from data_prep.plugins import load_plugin
+from pipeline import machine
 from pipeline.config import load_run
 from pipeline.estimate import ROWS_PER_S, Forecast
 from pipeline.estimate_training import SHARDING
@@ -266,6 +269,45 @@ def test_processes_of_one_machine_share_its_cores_and_many_machines_the_work(tmp
     assert here.operations == one.operations
     assert apart.operations == one.operations / 4
     assert apart.other_s == pytest.approx(one.other_s / 4)
+
+
+def test_the_rate_of_products_is_not_that_of_loading_them(monkeypatch):
+    """A GPU's libraries take longer to load than all tries together."""
+    clock, calls = [0.0], [0]
+
+    def product(a, b):
+        calls[0] += 1
+        clock[0] += 0.5 if calls[0] == 1 else 0.01
+
+    monkeypatch.setattr(machine, "product", product)
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert machine.product_rate(64, 128) == pytest.approx(2 * 2048 * 64 * 128 / 0.01)
+
+
+def test_what_vllm_takes_of_a_gpu(tmp_path, monkeypatch):
+    """A share for each server on the trainer's; less while it sleeps and a pass runs."""
+    card = Machine(1 << 40, 1 << 40, 1 << 44, 80 * GIB, 80 * GIB)
+    monkeypatch.setattr("pipeline.estimate.this_machine", lambda out: card)
+    run = load_run(write_small(tmp_path))
+
+    def forecast_of(gpus, launch=None, **table):
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        table = {"device": "cuda", "gpu_memory_share": 0.25, **table}
+        engine = load_plugin("pipeline.engines", table["kind"], where="kind").Config(**table)
+        other = run.model_copy(update={"engine": engine})
+        return forecast(other, ["grpo"], launch or Launch())[0].memory
+
+    servers = {"kind": "vllm_server", "servers": 2}
+    alone = forecast_of(1, kind="vllm")
+    assert alone["vLLM"] == 20 * GIB
+    assert forecast_of(1, **servers)["vLLM"] == 40 * GIB
+    assert forecast_of(2, **servers)["vLLM"] == 20 * GIB
+    assert forecast_of(2, **servers, transfer="ipc")["vLLM"] == 40 * GIB
+    assert "vLLM" not in forecast_of(3, **servers)
+    asleep = forecast_of(1, kind="vllm", sleep=True)
+    passes = sum(alone[part] for part in ("activations", "attention", "log-probs"))
+    assert passes > 0
+    assert asleep == {**alone, "vLLM": 20 * GIB - passes}
 
 
 QWEN_7B = {

@@ -418,6 +418,15 @@ def test_one_of_several_without_a_rank_does_not_train_alone(monkeypatch, environ
     assert "torchrun" in error.value.fix
 
 
+def test_several_processes_do_not_share_a_gpu_that_the_configuration_names(monkeypatch):
+    monkeypatch.setattr("pipeline.launch.meet", lambda: True)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"'cuda:0' with 2 processes") as error:
+        open_ranks("ddp", torch.device("cuda:0"))
+    assert "engine.device" in str(error.value)
+
+
 def test_a_stage_that_one_of_several_begins_ends_before_it_writes(tmp_path, root):
     config = write_small(tmp_path)
     found = subprocess.run(
