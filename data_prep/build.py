@@ -44,6 +44,7 @@ from data_prep.judged import (
 from data_prep.ordering import Draw, Phase, training_order
 from data_prep.plugins import load_plugin
 from data_prep.problems import PRIORITY, check_golds, drop_duplicates, read_sources
+from data_prep.reading import no_such_file
 from data_prep.rows import TokenisedPairs, tokenise, write_sequences
 from data_prep.run_folder import Stage
 from data_prep.schema import Problem
@@ -236,12 +237,8 @@ def _inputs(config: DataConfig, profile: Profile) -> dict[str, Path]:
         inputs[f"source/{number}/{Path(source.kind).stem}.py"] = Path(str(module.__file__))
         for name, path in source.files().items():
             if not path.is_file():
-                raise UserError(
-                    f"data.sources, entry {number + 1} (kind {source.kind!r}), key {name!r}",
-                    f"no such file: {path}",
-                    "a JSON lines file",
-                    "check the path",
-                )
+                where = f"data.sources, entry {number + 1} (kind {source.kind!r})"
+                raise no_such_file(where, name, path, module)
             inputs[f"source/{number}/{name}"] = path
     return inputs
 

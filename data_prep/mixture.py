@@ -37,7 +37,8 @@ from data_prep.mixture_figures import mixture_figures
 from data_prep.mixture_tokenizer import prepare_tokenizer
 from data_prep.packing import efficiency, training_sequences
 from data_prep.page import write_page
-from data_prep.reading import stretches
+from data_prep.plugins import load_plugin
+from data_prep.reading import no_such_file, stretches
 from data_prep.run_folder import Stage
 from data_prep.selection import select
 from data_prep.shards import Document, TokenFiles, write_shards
@@ -183,12 +184,8 @@ def _inputs(config: MixtureConfig, profile: Profile) -> dict[str, Path]:
             )
         for name, path in source.files().items():
             if not path.is_file():
-                raise UserError(
-                    f"mixture, {label}, key {name!r}",
-                    f"no such file: {path}",
-                    "a data file",
-                    "check the path",
-                )
+                module = load_plugin("data_prep.sources", source.kind)
+                raise no_such_file(f"mixture, {label}", name, path, module)
             inputs[f"{label}/{name}"] = path
     return inputs
 

@@ -30,6 +30,24 @@ LARGEST_ARRAY = 2 << 30
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
 
 
+def no_such_file(where: str, split: str, path: Path, module: ModuleType) -> UserError:
+    """Return the error of a source's file that is not there.
+
+    Args:
+        where: The place that names it.
+        split: Its key there.
+        path: As it is named.
+        module: The source's plug-in, which may know the data set on the hub.
+    """
+    hub = getattr(module, "HUB", "") if split in getattr(module, "SPLITS", ()) else ""
+    return UserError(
+        f"{where}, key {split!r}",
+        f"no such file: {path}",
+        "a file of JSON lines, JSON, Parquet, Arrow or CSV",
+        "check the path" + (f', or write "hub" to fetch {hub}' if hub else ""),
+    )
+
+
 class Drop(Exception):
     """A row of no use here, with the named reason that it is counted under."""
 

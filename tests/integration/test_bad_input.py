@@ -221,7 +221,7 @@ CONFIGURATIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "a plug-in that is not there": ('kind = "rft"', 'kind = "mine.py"', ("method", "no file 'mine.py'")),
     "a family that is not there": ("families = {{ expression = 1.0 }}", "families = {{ expresion = 1.0 }}", ("families", "expresion")),
     "a table of a study": ("[model]\n", "[study]\nbudget = 3\n[model]\n", ("'study'", "python -m pipeline.study")),
-    "a source's file is missing": (FIRST, '[[data.sources]]\nkind = "gsm8k"\ntrain = "none.jsonl"\n[[data.sources]]', ("'train'", "no such file: none.jsonl")),
+    "a source's file is missing": (FIRST, '[[data.sources]]\nkind = "gsm8k"\ntrain = "none.jsonl"\n[[data.sources]]', ("'train'", "no such file: none.jsonl", 'or write "hub" to fetch openai/gsm8k/main')),
     "a source of no file": (FIRST, '[[data.sources]]\nkind = "gsm8k"\n[[data.sources]]', ("gsm8k", "at least one of train")),
 }  # fmt: skip
 
@@ -271,6 +271,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path, monkeypatch, capsys):
 CONFIG = ["--config", "{box}/small.toml"]
 CHECKPOINT = ["--model", "{box}/run/sft/checkpoint"]
 EVALUATION = "{box}/run/eval-sft"
+MIXTURE = ["--config", "data_prep/configs/sft_900k.toml", "--out", "{box}/mixture"]
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a stage of a whole run": (["pipeline.run", *CONFIG, "--stage", "grpo"], ("unknown argument '--stage'", "pipeline.train --stage")),
     "an option's name": (["pipeline.run", *CONFIG, "--sede", "3"], ("'--sede'", "did you mean '--seed'")),
@@ -284,6 +285,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "data: an option": (["data_prep.build", *CONFIG, "--rwos", "4"], ("--rwos", "did you mean '--rows'")),
     "data: a value": (["data_prep.build", *CONFIG, "--rows", "-4"], ("rows", "-4", "greater than or equal to 0")),
     "data: a type": (["data_prep.build", *CONFIG, "--rows", "four"], ("--rows", "'four'")),
+    "mixture: a file": (["data_prep.mixture", *MIXTURE, "--sources.0.source.train", "none.parquet"], ("key 'train'", "no such file: none.parquet", 'write "hub" to fetch AI-MO/NuminaMath-CoT')),
     "data: no table": (["data_prep.mixture", *CONFIG], ("'mixture'", "missing")),
     "inspect: no stage": (["data_prep.inspect", "{box}/none"], ("none", "no shards")),
     "inspect: no row": (["data_prep.inspect", "{box}/run/data", "--row", "9999"], ("row 9999", "0 to")),
