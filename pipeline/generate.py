@@ -186,6 +186,9 @@ def main(arguments: list[str]) -> None:
         program="python -m pipeline.generate",
         description=str(__doc__),
     )
+    from pipeline.plan import check_model_name  # which imports this module
+
+    check_model_name(config.model, "generate.model", run)
     if known.dry_run:
         print(config.model_dump_json(indent=2))
         return

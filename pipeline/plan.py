@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.engines import require_among, require_tokens
 from pipeline.generate import checkpoint_of
@@ -88,6 +88,15 @@ def refuse_nonsense(run: RunConfig, config: TrainConfig, method: Method) -> None
         return
     require_tokens(run.engine, f"stage {config.name!r}")
     _refuse_rewards(where, config, method)
+    compare = getattr(method, "compare", None) if config.group_size == 1 else None
+    if compare and not method.takes_steps and not any(compare([0.0]) + compare([1.0])):
+        raise UserError(
+            f"{where} 'group_size'",
+            f"1 for {config.method.kind!r}, which compares the samples of a prompt: every "
+            "advantage would be 0",
+            "at least 2",
+            "raise group_size, or take a method with another baseline, such as 'ppo'",
+        )
     if config.iterations > 1 and not (method.reference or config.reward.retrain):
         raise UserError(
             f"{where} 'iterations'",
@@ -302,6 +311,51 @@ def models_of(config: TrainConfig, method: Method) -> dict[str, str]:
         "method.critic_init": method.critic_init,
     }
     return {key: name for key, name in found.items() if name}
+
+
+def check_models(run: RunConfig, config: TrainConfig, method: Method) -> None:
+    """Refuse a stage that names a model which is no stage, no folder and no hub id.
+
+    Raises:
+        UserError: It does.
+    """
+    for key, name in {"init": config.init, **models_of(config, method)}.items():
+        if name != "model":
+            check_model_name(name, f"stage {config.name!r}, key {key!r}", run)
+
+
+def check_model_name(name: str, where: str, run: RunConfig | None = None) -> None:
+    """Refuse what is neither a model folder nor could be a hub id.
+
+    Args:
+        name: As it stands in the configuration.
+        where: The key.
+        run: Its training stages may be named too.
+
+    Raises:
+        UserError: It is neither.
+    """
+    stages = [] if run is None else [stage.name for stage in run.train]
+    path = Path(name)
+    if name in stages:
+        return
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                where,
+                f"the folder {name!r} has no config.json",
+                "a model folder, as save_pretrained writes it",
+                "name the folder that holds config.json (of a stage: <run>/<stage>/checkpoint)",
+            )
+        return
+    if path.is_file() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(
+            where,
+            f"no folder {name!r} {nearest(name, stages)}".rstrip(),
+            "a model folder, or a hub id such as owner/name"
+            + (f", or one of {', '.join(stages)}" if stages else ""),
+            "mend the path, or make the model first",
+        )
 
 
 def inputs_of(run: RunConfig, config: TrainConfig, method: Method) -> dict[str, str | Path]:

@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from pipeline.config import RunConfig
 from pipeline.engines import require_tokens
 from pipeline.methods import create_method
-from pipeline.plan import models_of, refuse_nonsense
+from pipeline.plan import check_model_name, check_models, refuse_nonsense
 from pipeline.verify import check_checker
 
 
@@ -32,17 +32,13 @@ def preflight(run: RunConfig) -> None:
         build.check_inputs(run.data)
     if run.model.path:
         check_model_name(run.model.path, "model.path")
-    stages = {stage.name for stage in run.train}
     for config in run.train:
         method = create_method(config.method)
         refuse_nonsense(run, config, method)
-        for key, name in {"init": config.init, **models_of(config, method)}.items():
-            if name != "model" and name not in stages:
-                check_model_name(name, f"stage {config.name!r}, key {key!r}")
+        check_models(run, config, method)
     if run.generate is not None:
         require_tokens(run.engine, "[generate]")
-        if run.generate.model not in stages:
-            check_model_name(run.generate.model, "generate.model")
+        check_model_name(run.generate.model, "generate.model", run)
     check_checker(run.verify.checker, "verify.checker")
     if run.evaluate is not None:
         importlib.import_module("eval.run").refuse(run)
@@ -65,29 +61,4 @@ def check_out(out: Path) -> None:
             f"{there} may not be written to",
             "a folder of one's own",
             "give another --out, or mend the permissions",
-        )
-
-
-def check_model_name(name: str, where: str) -> None:
-    """Refuse what is neither a model folder nor could be a hub id.
-
-    Raises:
-        UserError: It is so.
-    """
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(
-                where,
-                f"the folder {name!r} has no config.json",
-                "a model folder, as save_pretrained writes it",
-                "name the folder that holds config.json (of a stage: <run>/<stage>/checkpoint)",
-            )
-        return
-    if path.is_file() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(
-            where,
-            f"no folder {name!r}",
-            "a model folder, or a hub id such as owner/name",
-            "mend the path, or make the model first",
         )

@@ -42,6 +42,7 @@ from pipeline.model import load_tokenizer, pick_device, save_checkpoint
 from pipeline.monitor import Monitor
 from pipeline.non_finite import NonFiniteError, keep_batch
 from pipeline.plan import (
+    check_models,
     check_vocabulary,
     init_of,
     inputs_of,
@@ -306,7 +307,9 @@ def main(arguments: list[str]) -> None:
     )
     changed = tuple(config if stage.name == name else stage for stage in run.train)
     run = run.model_copy(update={"train": changed})
-    refuse_nonsense(run, config, create_method(config.method))
+    method = create_method(config.method)
+    refuse_nonsense(run, config, method)
+    check_models(run, config, method)
     if known.dry_run and leads:
         print(config.model_dump_json(indent=2))
     if leads and not known.no_forecast:
