@@ -167,8 +167,11 @@ def _disk_message(error: Exception) -> str:
     """Return what to say of a full disk, a missing permission and the like; empty for others."""
     if not isinstance(error, OSError):
         return ""
-    where = str(error.filename or "the operating system")
     found = error.strerror or str(error)
+    if error.errno is None and not error.filename:  # as transformers says what it cannot fetch
+        fix = "check the name or file, and for the hub the connection"
+        return f"{found.strip()}\n  what to do: {fix}"
+    where = str(error.filename or "the operating system")
     if error.errno == errno.ENOSPC and error.filename:
         folder = next((p for p in Path(where).absolute().parents if p.is_dir()), Path("/"))
         found += f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB are free)"

@@ -44,6 +44,7 @@ from pipeline.engines._fleet import NODE, Fleet
 from pipeline.engines._servers import LOOPBACK, Servers, free_ports, is_loopback
 from pipeline.engines._vllm import VllmConfig
 from pipeline.engines.vllm_server import Config
+from pipeline.plan import check_model_name
 from verifiers.plain import plain
 
 
@@ -95,6 +96,7 @@ def main(arguments: list[str]) -> None:
     config = settings(run.engine.model_dump() if run else {}, rest, parser.options())
     if known.host == NODE and known.cluster is None:
         raise UserError("--host", f"{NODE!r} without --cluster", "an address", "add --cluster")
+    check_model_name(known.model, "command line, --model")
     if not is_loopback(known.host):
         where = "their nodes' addresses" if known.host == NODE else known.host
         _say(

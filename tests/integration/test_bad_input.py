@@ -311,6 +311,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "publish: no checkpoint": (["pipeline.publish", "--run", "{box}/run", "--stage", "grpo", "--repo", "a/b"], ("no complete model folder",)),
     "publish: a name": (["pipeline.publish", "--run", "{box}/run", "--stage", "sft", "--repo", "nobody"], ("'nobody'", "owner/name")),
     "serve: no server": (["pipeline.serve", *CHECKPOINT, "--servers", "0"], ("--servers", "0 is below 1")),
+    "serve: a model": (["pipeline.serve", "--model", "nosuch"], ("--model: no folder 'nosuch'", "owner/name")),
     "serve: a setting": (["pipeline.serve", *CHECKPOINT, "--engine.gpu-memry-share", "1"], ("gpu_memry_share", "did you mean 'gpu_memory_share'")),
     "serve: an option": (["pipeline.serve", *CHECKPOINT, "--server", "1"], ("'--server'", "did you mean '--servers'")),
     "study: no table": (["pipeline.study", *CONFIG], ("study",)),
@@ -701,6 +702,19 @@ def test_a_stage_that_runs_elsewhere_is_left_alone(box, monkeypatch, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         said = refused(box, GENERATE, monkeypatch, capsys)
     holds(said, ("running in process 4711", "wait for it"))
+
+
+def test_what_a_library_cannot_fetch_is_no_error_of_the_disk(monkeypatch, capsys):
+    def main(arguments):
+        raise OSError("We couldn't connect to the hub to load nosuch/model.")
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as end:
+        command(main)
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.startswith("error: We couldn't connect to the hub to load nosuch/model.\n")
+    assert "operating system" not in said and "for the hub the connection" in said
 
 
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):

@@ -184,6 +184,16 @@ def test_help_says_how_keys_are_overridden(capsys):
         assert "--dry-run shows all of them" in said
 
 
+@pytest.mark.parametrize("module", ["pipeline.train", "eval.score", "data_prep.build"])
+def test_a_python_without_the_libraries_is_told_where_they_are(root, module):
+    # Without site-packages: the Python of someone who has not activated the environment.
+    bare = [sys.executable, "-S", "-m", module, "--help"]
+    found = subprocess.run(bare, cwd=root, capture_output=True, text=True, check=False)
+    last = found.stderr.splitlines()[-1]
+    assert "has not the libraries" in last
+    assert "make setup" in last and "source .venv/bin/activate" in last
+
+
 def test_debug_shows_the_traceback(root, tmp_path):
     shown = call(root, "pipeline.run", "--config", str(tmp_path / "none.toml"), "--debug")
     assert "Traceback" in shown.stderr
