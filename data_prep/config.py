@@ -236,16 +236,19 @@ def _override_error(said: str, program: str) -> UserError:
     found = re.sub(r"Error parsing \w+: \d+ validation errors? for \w+ ", "", " ".join(parts[0]))
     found = re.sub(r" \[type=\w+, input_value=(.*?), input_type.*", r", found \1", found)
     options = [line.split()[0] for part in parts for line in part if line.startswith("--")]
+    expected = "a value that the key takes"
     if "Unrecognized" in found:
         words = found.rpartition(": ")[2]
         is_of_run = words.partition(",")[0] in ("--seed", "--out", "--name")
         hint = f" did you mean {options[0]!r}?" if options and not is_of_run else ""
         found = f"unknown argument {words}{hint}"
+        expected = "keys of this stage's table, such as --key VALUE or --table.key VALUE; " + (
+            "seed, out and name are the file's" if is_of_run else "other tables are the file's"
+        )
     return UserError(
         "command line",
         found,
-        "keys of this stage's table, such as --key VALUE or --table.key VALUE; seed, out and other "
-        "tables are the file's",
+        expected,
         f"mend the command; {program} with --dry-run shows every key",
     )
 

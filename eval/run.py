@@ -349,6 +349,13 @@ def main(arguments: list[str]) -> None:
     }
     if "k" in given:
         given["k"] = whole_numbers(known.k, "--k")
+    if known.temperature == 0.0:
+        raise UserError(
+            "command line, --temperature",
+            "0",
+            "above 0, for the n samples; a greedy one is always drawn beside them",
+            "for the greedy one alone leave it out and give --n 0",
+        )
     given |= {name: tables[name] for name in ("sandbox", "checker") if tables[name]}
     for option, belongs in (("checkpoints", "config"), ("name", "model")):
         if getattr(known, option) and not getattr(known, belongs):
