@@ -76,7 +76,7 @@ class Servers:
         say: Callable[[str], None] = lambda text: None,
         is_alone: bool = False,
     ) -> None:
-        """Start all of them, then wait until each answers.
+        """Start all of them, those on one GPU in turn, and wait until each answers.
 
         Raises:
             UserError: vLLM is not installed, or a server ended or did not answer in time.
@@ -97,6 +97,9 @@ class Servers:
         self._cleanup = ExitStack()
         folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="boxed-")))
         self.logs = [folder / f"server-{port}.log" for port in ports]
+        deadlines: dict[int, float] = {}  # of those that have not answered yet
+        held: dict[str, int] = {}  # which server was the last one on a GPU
+        say(f"starting {len(ports)} vLLM servers on {', '.join(self.urls)}")
         try:
             for number, port in enumerate(ports):
                 words = command(config, model, host, port, on_gpu=gpus > 0, transfer=self.transfer)
@@ -105,6 +108,11 @@ class Servers:
                     devices = _devices(
                         self.transfer, number, config.tensor_parallel, gpus, wanted, trainers
                     )
+                for gpu in devices.split(",") if devices else ():
+                    if (before := held.get(gpu)) in deadlines:
+                        # vLLM takes for its own what anybody else takes of the GPU meanwhile.
+                        self._wait(before, deadlines.pop(before))
+                    held[gpu] = number
                 environment = _environment(config, self.transfer, devices, len(ports))
                 log = self._cleanup.enter_context(self.logs[number].open("wb"))
                 self.processes.append(
@@ -118,15 +126,15 @@ class Servers:
                         preexec_fn=_end_with_parent,
                     )
                 )
-            say(f"starting {len(ports)} vLLM servers on {', '.join(self.urls)}")
-            deadline = time.monotonic() + wait_s
-            for number, url in enumerate(self.urls):
-                self._wait(number, url, deadline)
+                deadlines[number] = time.monotonic() + wait_s
+            for number, deadline in deadlines.items():
+                self._wait(number, deadline)
         except BaseException:
             self.close()
             raise
 
-    def _wait(self, number: int, url: str, deadline: float) -> None:
+    def _wait(self, number: int, deadline: float) -> None:
+        url = self.urls[number]
         while time.monotonic() < deadline:
             if self.processes[number].poll() is not None:
                 break

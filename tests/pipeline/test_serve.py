@@ -232,6 +232,27 @@ def test_servers_are_waited_for_and_ended_with_their_workers(stand_in, monkeypat
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(("gpus", "expected"), [(0, "ssww"), (1, "swsw"), (2, "ssww")])
+def test_servers_on_one_gpu_start_one_after_the_other(stand_in, monkeypatch, gpus, expected):
+    """VLLM measures what it may keep by what is free, before and after."""
+    order, popen, wait = [], subprocess.Popen, Servers._wait
+
+    def started(*words, **options):
+        order.append("s")
+        return popen(*words, **options)
+
+    def waited(self, number, deadline):
+        wait(self, number, deadline)
+        order.append("w")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(_servers.subprocess, "Popen", started)
+    monkeypatch.setattr(Servers, "_wait", waited)
+    stand_in("alone", 2).close()
+    assert "".join(order) == expected
+
+
 def test_a_server_that_ends_at_once_says_what_it_wrote(stand_in):
     with pytest.raises(UserError, match=r"(?s)ended with status 1.*no such model"):
         stand_in("dies", 2)
