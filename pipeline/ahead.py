@@ -8,9 +8,9 @@ weights that it trains, and nothing overlaps.
     s = 1    engine    batch 0 │ batch 1 (weights 0) │ batch 2 (weights 1) │ …
              trainer           │ step 0              │ step 1              │ …
 
-The weights are handed over as copies, one for each batch that waits for them. One thread asks
-the engine; with a server the work is elsewhere, with an engine in this process the thread shares
-its cores.
+The weights are handed over as copies in main memory, one for each batch that waits for them: on
+a GPU each would be a second model beside the one that is trained. One thread asks the engine; with
+a server the work is elsewhere, with an engine in this process the thread shares its cores.
 
 A run that was killed goes on exactly: a training state is saved only when the s batches that
 follow it are drawn, and those lie beside it as they were drawn, since the weights that drew them
@@ -93,7 +93,11 @@ class Ahead:
         if self._thread is None:
             self._engine.load_weights(weights, version)
         elif any(not self._batches[step].done() for step in self._steps(version)):
-            copies = {name: value.detach().clone() for name, value in weights}
+            takes = getattr(self._engine, "takes_weights", True)
+            copies = {}
+            for name, value in weights:  # to the end: a split model is gathered by all ranks
+                if takes:
+                    copies[name] = value.detach().to("cpu", copy=True)
             self._weights.put((version, copies))
 
     def draw(self, step: int) -> Batch:

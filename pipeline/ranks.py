@@ -325,6 +325,8 @@ class _RankedEngine:
     def __init__(self, ranks: Ranks, engine: Engine | None, is_shared: bool) -> None:
         self._ranks, self._engine, self._is_shared = ranks, engine, is_shared
         self.policy_version = 0 if engine is None else engine.policy_version
+        # Whether this rank needs the weights that it gathers with the others.
+        self.takes_weights = engine is not None
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Group]:
         """Return one group a prompt, in order."""

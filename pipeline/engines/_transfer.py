@@ -126,7 +126,7 @@ class Transfer:
 
     def _open(self, weights: list[tuple[str, Tensor]]) -> None:
         module: Any = importlib.import_module("vllm.distributed.weight_transfer")
-        self._source = _source(module)(weights)
+        self._source = _source(module, self._backend)(weights)
         info: Any
         if self._backend == "nccl":
             nccl: Any = importlib.import_module("vllm.distributed.weight_transfer.nccl_engine")
@@ -151,8 +151,11 @@ class Transfer:
         self._engine = None
 
 
-def _source(module: Any) -> Any:
-    """Return a class of vLLM's `WeightSource` over a list of parameters."""
+def _source(module: Any, backend: str) -> Any:
+    """Return a class of vLLM's `WeightSource` over a list of parameters.
+
+    NCCL sends from the GPU alone, so what lies in main memory is brought there one by one.
+    """
 
     class Source(module.WeightSource):
         """Parameters of the push that is under way."""
@@ -164,7 +167,9 @@ def _source(module: Any) -> Any:
             return [module.ParamMeta(n, w.dtype, tuple(w.shape)) for n, w in self.weights]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-            return iter(self.weights)
+            if backend != "nccl":
+                return iter(self.weights)
+            return ((n, w if w.is_cuda else w.to("cuda")) for n, w in self.weights)
 
     return Source
 

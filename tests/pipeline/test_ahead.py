@@ -92,6 +92,45 @@ def test_the_thread_draws_on_the_gpu_and_the_stream_of_who_trains(tmp_path, monk
     assert used == [("rollouts", stream)]
 
 
+class OnGpu:
+    """A value on a GPU, and what is asked of it."""
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    def detach(self):
+        return self
+
+    def to(self, *words, **options):
+        self.asked.append((words, options))
+        return torch.tensor(0.0)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_weights_wait_in_main_memory_with_who_needs_them(tmp_path, takes):
+    """On a GPU each copy would be a second model; who has no engine gathers and keeps nothing."""
+    asked, gathered = [], []
+
+    class Ranked(Engine):
+        takes_weights = takes
+
+        def load_weights(self, weights, version):
+            self.got = dict(weights)
+
+    def weights():
+        yield "w", OnGpu(asked)
+        gathered.append("w")
+
+    engine = Ranked()
+    ahead = Ahead(lambda step: ([], {}), engine, 1, 0, 2, tmp_path)  # type: ignore[arg-type]
+    ahead.publish(weights(), 0)
+    ahead.draw(0)
+    ahead.close()
+    assert gathered == ["w"]
+    assert asked == ([(("cpu",), {"copy": True})] if takes else [])
+    assert list(engine.got) == (["w"] if takes else [])
+
+
 def test_generation_goes_on_while_a_step_is_trained(tmp_path):
     """With staleness 1 the batch of step 1 is drawn before step 0 ends, and step 2's is not."""
     run = Run(tmp_path, 1, 4)

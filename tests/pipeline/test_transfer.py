@@ -31,7 +31,7 @@ def said(monkeypatch):
             self.source = source
 
         def send_weights(self):
-            told.append([name for name, _ in self.source])
+            told.append([name for name, value in self.source if value is not None])
 
     def trainer_init(info, *, client, source):
         told.append(info)
@@ -43,6 +43,7 @@ def said(monkeypatch):
             ParamMeta=tuple,
             WeightTransferTrainerFactory=SimpleNamespace(trainer_init=trainer_init),
         ),
+        f"{MODULE}.nccl_engine": SimpleNamespace(NCCLTrainerInitInfo=lambda *_, rank: "nccl"),
         f"{MODULE}.ipc_engine": SimpleNamespace(
             DEFAULT_PACKED_BUFFER_SIZE_BYTES=1024, IPCTrainerInitInfo=lambda **given: given
         ),
@@ -79,6 +80,18 @@ def test_nothing_is_sent_before_it_is_computed(said, monkeypatch):
         said.clear()
         transfer.send([("w", OnGpu())])  # type: ignore[list-item]
         assert said[-2:] == ["cuda:2 is done", ["w"]]
+
+
+def test_nccl_is_given_what_lies_in_main_memory_from_the_gpu(said):
+    class InMemory:
+        is_cuda, device = False, torch.device("cpu")
+
+        def to(self, device):
+            said.append(f"to {device}")
+            return OnGpu()
+
+    Transfer("nccl", None).send([("a", InMemory()), ("b", InMemory())])  # type: ignore[list-item]
+    assert said == ["nccl", "to cuda", "to cuda", ["a", "b"]]
 
 
 @pytest.mark.vllm
