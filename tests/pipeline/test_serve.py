@@ -300,13 +300,15 @@ def test_several_trainers_keep_a_gpu_each_and_share_no_handles():
         ([], "auto"),
     ],
 )
-def test_how_weights_come_is_the_engines_key_unless_the_command_says(monkeypatch, words, expected):
+def test_how_weights_come_is_the_engines_key_unless_the_command_says(
+    monkeypatch, checkpoint, words, expected
+):
     def start(*_, **options):
         raise UserError("servers", options["transfer"], "none", "")
 
     monkeypatch.setattr("pipeline.serve.Servers", start)
     with pytest.raises(UserError, match=f"servers: {expected}"):
-        main(["--model", "m", *words])
+        main(["--model", str(checkpoint), *words])
 
 
 def test_which_cluster_is_meant():
