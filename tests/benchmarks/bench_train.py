@@ -169,7 +169,6 @@ def stage_of(folder: Path, kind: str) -> tuple[Any, Any]:
         "batch": BATCH[kind],
         "steps": 100_000 if kind.startswith("grpo") else 200,
         "save_every": 10_000,
-        "group_size": GROUP,
         "coefficients_every": 0,
         "optimizer": {
             "learning_rate": RATE[kind],
@@ -178,6 +177,8 @@ def stage_of(folder: Path, kind: str) -> tuple[Any, Any]:
             "schedule": "constant",
         },
     }
+    if kind.startswith("grpo"):
+        options["group_size"] = GROUP
     config = TrainConfig(**options)
     changes = {"train": (*run.train, config)}
     if kind == "grpo_natural":
