@@ -53,6 +53,7 @@ class Ahead:
         total: Steps in all.
         folder: Where batches wait that a saved state will need.
         writes: Whether this process puts them there; of several, one does.
+        any_of_us: Whether any of the processes that draw together says yes; asked from the thread.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Ahead:
         total: int,
         folder: Path,
         writes: bool = True,
+        any_of_us: Callable[[bool], bool] = bool,
     ) -> None:
         """Take up the batches that an interrupted run had drawn."""
-        self._writes = writes
+        self._writes, self._any_of_us = writes, any_of_us
         self._draw, self._engine = draw, engine
         self._staleness, self._total, self._folder = staleness, total, folder
         self._stopped = False
@@ -145,8 +147,9 @@ class Ahead:
             try:
                 self._engine.load_weights(weights.items(), version)
                 for step in waiting:
-                    if self._stopped:
-                        return
+                    # All together: one that draws on would wait for the others for ever.
+                    if self._any_of_us(self._stopped):
+                        raise RuntimeError("no more batches are drawn: a process has stopped")
                     batch = self._draw(step)
                     if self._writes:
                         _write(self._path(step), batch)

@@ -109,9 +109,9 @@ class Ranks:
         store = dist.distributed_c10d._get_default_store()
         return self.leads and not store.check([FAILED])
 
-    def any(self, flag: bool) -> bool:
+    def any(self, flag: bool, group: Any = None) -> bool:
         """Return whether any rank says yes."""
-        return flag if self.count == 1 else any(self.gather(flag))
+        return flag if self.count == 1 else any(self.gather(flag, group))
 
     def replicated(self) -> Ranks:
         """Return the same ranks for a model that each of them keeps whole."""

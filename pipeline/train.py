@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,16 @@ def _train(
             agreement.prove_push(engine, prompts, context, start, note)
             trainer.agreement = None if truncated_sampling(run) else agreement
             folder = work / "state" / "ahead"
-            ahead = Ahead(draw, engine, config.staleness, start, data.steps, folder, ranks.leads)
+            ahead = Ahead(
+                draw,
+                engine,
+                config.staleness,
+                start,
+                data.steps,
+                folder,
+                ranks.leads,
+                partial(ranks.any, group=ranks.sampling),
+            )
             cleanup.callback(ahead.close)
             ahead.publish(trainer.weights(), trainer.version(start))
             draw = ahead.draw

@@ -187,10 +187,63 @@ def test_closing_does_not_wait_for_more_than_the_batch_in_hand(tmp_path):
     gate.set()
     closing.join(10)
     assert not closing.is_alive()
-    assert [f.done() for f in ahead._batches.values()][:2] == [True, False]
+    first, second = list(ahead._batches.values())[:2]
+    assert first.result() == ([], {})
+    assert "a process has stopped" in str(second.exception())
 
 
 # With the real loop, engine and verifiers.
+
+
+def test_processes_that_draw_together_stop_at_the_same_batch(tmp_path):
+    """One that is told to stop while another has begun the next batch leaves none waiting."""
+    meet = threading.Barrier(2, timeout=10.0)
+    flags, told = [False, False], threading.Event()
+
+    def gather(place, flag):
+        flags[place] = flag
+        meet.wait()
+        found = any(flags)
+        meet.wait()
+        return found
+
+    def drawing(place):
+        def draw(step):
+            gather(place, False)  # as sampling gathers everybody's share
+            if step == 1 and place == 0:
+                told.wait(10.0)
+            drawn[place].append(step)
+            return [], {}
+
+        return draw
+
+    drawn: list[list[int]] = [[], []]
+    together = [
+        Ahead(
+            drawing(place),
+            Engine(),  # type: ignore[arg-type]
+            3,
+            0,
+            9,
+            tmp_path / str(place),
+            any_of_us=lambda flag, place=place: gather(place, flag),
+        )
+        for place in range(2)
+    ]
+    for ahead in together:
+        ahead.publish([("w", torch.tensor(0.0))], 0)
+    together[1].draw(1)  # the second process is on its way to batch 2
+    closing = threading.Thread(target=together[0].close)
+    closing.start()
+    while not together[0]._stopped:
+        pass
+    told.set()
+    with pytest.raises(RuntimeError, match="a process has stopped"):
+        together[1].draw(2)
+    closing.join(10.0)
+    together[1].close()
+    assert drawn == [[0, 1], [0, 1]]
+    assert not meet.broken
 
 
 @pytest.fixture(scope="module")
