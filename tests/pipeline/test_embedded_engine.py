@@ -702,8 +702,8 @@ def test_rounded_shapes_change_nothing(checkpoint, problems, monkeypatch):
     """The shapes of CUDA graphs, without a GPU: rows, prompts and positions beyond those there."""
 
     class Plain:
-        def __init__(self):
-            self.keys = []
+        def __init__(self, device):
+            self.device, self.keys = device, []
 
         def run(self, key, function):
             self.keys.append(key)
