@@ -27,11 +27,6 @@ _TOKEN = re.compile(r"[一-鿿]|\d+(?:\.\d+)?|\\?[^\W\d_]+|[^\w\s]")
 _PLAIN = re.compile(r"[a-z]{3,}")
 # How a diagram is scaled is not part of what it shows.
 _SCALE = re.compile(r"\b(?:unitsize|size)\([^)]*\);")
-# 1,250 is 1250.
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
-# Sentences at the end that tell how to answer, as training rows carry them after the question.
-_TELLS = ("step by step", "\\boxed{}", "逐步推理")
-_SENTENCE_END = re.compile(r"(?<=[.?!。])")
 _BRACKETS = frozenset("$.,;:!?'\"(){}[]|&~`\\")
 
 
@@ -93,21 +88,12 @@ class Leak:
 
 def content(text: str) -> list[str]:
     """Return what a question asks: words, numbers and signs, without markup and asking words."""
-    normal = _THOUSANDS.sub("", _SCALE.sub("", normalise(text)))
-    words = _TOKEN.findall(_question(normal))
+    words = _TOKEN.findall(_SCALE.sub("", normalise(text)))
     return [
         word
         for word in words
         if word not in _BRACKETS and word not in _MARKUP and word not in _ASKING
     ]
-
-
-def _question(normal: str) -> str:
-    """Return a normalised text without the sentences at its end that tell how to answer."""
-    sentences = _SENTENCE_END.split(normal) if any(mark in normal for mark in _TELLS) else [normal]
-    while len(sentences) > 1 and (not sentences[-1] or any(m in sentences[-1] for m in _TELLS)):
-        sentences.pop()
-    return "".join(sentences)
 
 
 class Index:

@@ -65,7 +65,7 @@ def rewrite(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = _LEAD.sub("", text, count=1) or text
+    text = _LEAD.sub("", text, count=1)
     text = _MIXED.sub(_mixed, text)
     text = _FRACTION.sub(_fraction, text)
     match = _WHOLE.match(text)

@@ -13,9 +13,7 @@ from .budget import check
 from .equality import UndecidedError, constant_ratio, is_zero, symbols
 from .matrices import Rows, rows_of
 from .nodes import Node
-from .piecewise import same_pieces
-from .views import Named, flatten, in_name_order, names_match, spread, unname
-from .worded import CHOICES, letters, worded
+from .views import Named, flatten, names_match, unname
 from .words import word_set
 
 _STRUCTURES = word_set(
@@ -25,6 +23,7 @@ _INEQUALITIES = frozenset({"<", ">", "le", "ge", "ne"})
 _REVERSED = {">": "<", "ge": "le"}
 _MAX_MATCHING = 400
 _MAX_PAIRWISE = 24
+CHOICES = frozenset("ABCDEFGHIJ")
 
 
 def matches(gold: Node, answer: Node) -> str | None:
@@ -53,7 +52,6 @@ def _same(a: Node, b: Node) -> str | None:
     check()
     if a == b:
         return "same_form"
-    a, b = spread(a, b), spread(b, a)
     equations = _equations(a, b)
     if equations is not None:
         return equations or None
@@ -62,12 +60,12 @@ def _same(a: Node, b: Node) -> str | None:
         return _named(left, right)
     if left is not a or right is not b:  # a true chain of numbers is its value
         return _same(left, right)
-    chosen, wanted = letters(b), letters(a)
+    chosen, wanted = _letters(b), _letters(a)
     if chosen is not None and wanted is not None and "list" in (a[0], b[0]):
         return "choice" if chosen == wanted else None
     for kind in ("word", "text", "clock", "date", "choice"):
         if kind in (a[0], b[0]):
-            return worded(a, b)
+            return _worded(a, b)
     if a[0] == "cond" or b[0] == "cond":
         return _conditional(a, b)
     if a[0] == "ratio" or b[0] == "ratio":
@@ -82,8 +80,6 @@ def _same(a: Node, b: Node) -> str | None:
         return _tuples(a, b)
     if a[0] == "rel" or b[0] == "rel":
         return _chains(a, b)
-    if a[0] == b[0] == "cases":
-        return same_pieces(a[1], b[1], matches)
     if a[0] in _STRUCTURES or b[0] in _STRUCTURES:
         return None
     if a[0] == b[0] == "sym" and a[1].upper() == b[1].upper() and a[1].upper() in CHOICES:
@@ -144,15 +140,44 @@ def _named(a: Named | Node, b: Named | Node) -> str | None:
     return rule and (rule if rule == "rounded" else "value_of_name")
 
 
+def _worded(a: Node, b: Node) -> str | None:
+    if a[0] == "choice" or b[0] == "choice":
+        letter_a = a[1] if a[0] in ("choice", "sym") else None
+        letter_b = b[1] if b[0] in ("choice", "sym") else None
+        return "choice" if letter_a is not None and letter_a == letter_b else None
+    if a[0] != b[0]:
+        return None
+    if a[0] == "clock":
+        if a[4] and b[4]:
+            return "clock" if a == b else None
+        # 5:00 PM is 17:00; an unmarked 5:00 may be either half of the day.
+        same_time = a[1:4] == b[1:4] or _on_day(a) == _on_day(b)
+        return "clock" if same_time else None
+    if a[0] == "date":
+        same_day = a[1:3] == b[1:3] and (a[3] == b[3] or a[3] is None or b[3] is None)
+        return "date" if same_day else None
+    return a[0] if a == b else None
+
+
+def _on_day(clock: Node) -> tuple[int, int, int]:
+    _, hours, minutes, seconds, half = clock
+    if half:
+        hours = hours % 12 + (12 if half == "p" else 0)
+    return hours, minutes, seconds
+
+
+def _letters(node: Node) -> list[str] | None:
+    """The letters of a choice of several: AC, or A and C; None for anything else."""
+    parts = node[1] if node[0] in ("mul", "list", "set") else (node,)
+    if all(part[0] == "sym" and part[1] in CHOICES for part in parts):
+        return sorted(part[1] for part in parts)
+    return None
+
+
 def _conditional(a: Node, b: Node) -> str | None:
     """Compare values with side conditions; a free integer may be renamed."""
     body_a, condition_a = (a[1], a[2]) if a[0] == "cond" else (a, None)
     body_b, condition_b = (b[1], b[2]) if b[0] == "cond" else (b, None)
-    named_a, named_b = unname(body_a), unname(body_b)
-    if isinstance(named_a, Named) and not isinstance(named_b, Named):
-        body_a = named_a.value  # x = 2k against 2n: only the integer has another name
-    elif isinstance(named_b, Named) and not isinstance(named_a, Named):
-        body_b = named_b.value
     integer_a, integer_b = scalars.free_integer(condition_a), scalars.free_integer(condition_b)
     if (condition_a is not None and integer_a is None) or (
         condition_b is not None and integer_b is None
@@ -161,8 +186,6 @@ def _conditional(a: Node, b: Node) -> str | None:
             return None
         both = _same(body_a, body_b)
         return both if both and _same(condition_a, condition_b) else None
-    if integer_a and integer_b and scalars.is_whole(condition_a) != scalars.is_whole(condition_b):
-        return None  # all integers are more than the natural numbers
     rule = _same(body_a, body_b)
     if rule:
         return rule
@@ -198,18 +221,14 @@ def _items(node: Node) -> tuple[Node, ...]:
 
 def _lists(a: Node, b: Node) -> str | None:
     """Compare enumerations: unordered, except against an ordered tuple."""
-    found = _as_real_sets(a, b)
-    if found is not None:
-        return found
-    a, b = (_member(p) if _member(p)[0] == "set" else p for p in (a, b))
-    first, second = in_name_order(_items(a), _items(b))
+    if a[0] == b[0] == "list" or {a[0], b[0]} == {"list", "rel"}:
+        found = _as_real_sets(a, b)
+        if found is not None:
+            return found
+    first, second = _items(a), _items(b)
     if len(first) != len(second):
-        # Said twice is said once, and 3/4 or 0.75 says one value twice.
+        # Said twice is said once.
         first, second = tuple(dict.fromkeys(first)), tuple(dict.fromkeys(second))
-        if len(first) > len(second):
-            first = _distinct(first)
-        elif len(second) > len(first):
-            second = _distinct(second)
     if len(first) == len(second) == 1:
         return _same(first[0], second[0])
     if len(first) != len(second):
@@ -238,8 +257,6 @@ def _bare(item: Node) -> Node:
 def _as_real_sets(a: Node, b: Node) -> str | None:
     if not any(p[0] == "rel" and set(p[1][1::2]) & _INEQUALITIES for p in (*_items(a), *_items(b))):
         return None
-    if symbols(a) - symbols(b) and symbols(b) - symbols(a):
-        return None  # x < 1 or x > 3 says nothing of y
     first, second = realset.pieces(a), realset.pieces(b)
     if first is None or second is None:
         return None
@@ -320,11 +337,8 @@ def _sets(a: Node, b: Node) -> str | None:
     if a[0] == b[0] == "builder" and _same_builder(a, b):
         return "set_builder"
     for one, other in ((a, b), (b, a)):
-        if one[0] == "set" and other[0] == "group" and len(one[1]) == 1:
-            return _same(_items(a)[0] if one is a else a, _items(b)[0] if one is b else b)
         if one[0] == "set" and other[0] == "group":
-            # Bare braces may have lost anything; those of a set say that no order is meant.
-            return _in_order(_items(a), _items(b)) if one[2:] else None
+            return _in_order(_items(a), _items(b))
         if one[0] == "set" and len(one[1]) == 1 and other[0] not in _STRUCTURES:
             return _same(_items(a)[0], _items(b)[0])
     if a[0] not in _STRUCTURES or b[0] not in _STRUCTURES:
@@ -353,7 +367,7 @@ def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
 
 def _safe_same(a: Node, b: Node) -> bool:
     try:
-        return _same(a, b) not in (None, "rounded")
+        return bool(_same(a, b)) and _same(a, b) != "rounded"
     except UndecidedError:
         return False
 

@@ -44,8 +44,7 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _NOT = re.compile(
-    r"(?:(?:\b(?:can)?not|n't|n’t|\bnever|\bneither|不是|不等于|并非)\s*(?:be\s+|equal\s+to\s+|equal\s+)?"
-    r"|\b(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s+than\s+)[\s$*\\(\[:=]*$",
+    r"(?:\bnot|n't|n’t|\bnever|\bneither|不是|不等于|并非)\s*(?:be\s+|equal\s+to\s+|equal\s+)?[\s$*\\(\[:=]*$",
     re.IGNORECASE,
 )
 _MATH = re.compile(
@@ -65,20 +64,10 @@ _WORD = re.compile(
 _DIGIT = re.compile(r"\d")
 _LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-Ja-j])\)?(?![A-Za-z'’]|\s*=)")
 _UPPER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-J])\)?(?![A-Za-z'’]|\s*=)")
-_MORE_LETTERS = re.compile(
-    r"\)?(?:\s*(?:\bor\b|\band\b|/|&|或|和|[,，、]\s*(?:or\b|and\b)?)\s*\(?[A-J]\b\)?"
-    r"(?!['’]|\s*(?:is|are|was|has|does|do|can|cannot)\b))+"
-)
+_MORE_LETTERS = re.compile(r"\)?(?:\s*(?:\bor\b|\band\b|/|&|或|和)\s*\(?[A-J]\b\)?)+")
 _LETTERS_BEFORE = re.compile(r"(?<![A-Za-z])(?:\(?[A-J]\)?\s*(?:\bor\b|\band\b|/|&|或|和)\s*\(?)+$")
 _BLANK = re.compile(
     r"(?:\s|~|\\f?boxed|\\framebox|\$|\\[,;:! ]|\\q?quad|\\text\s*\{\s*\}|\{\s*\}|\.{3}|\\l?dots)*"
-)
-# What ends the stretch that a phrase announces: a sentence, a line, or the reason that follows.
-_STOPS = re.compile(
-    r"[.!?](?=\s|$)|\n|。|<\||,\s+(?:as|since|because|which|so|(?:and\s+)?not)\s"
-    r"|\s(?:because|since|rather\s+than|instead\s+of)\s"
-    r"|\s\((?=(?:that\s+is|i\.e\.|because|since|which|namely)\b)",
-    re.IGNORECASE,
 )
 _TAIL = 4000
 # A bare answer longer than this is no answer with a few words around it.
@@ -257,11 +246,7 @@ def _phrase(text: str, begin: int, choice: bool) -> Extraction | None:
     if start >= end:
         return Extraction((), "empty_phrase")
     if choice:
-        letters = _LETTER.finditer(text, start, end)
-        # "not B" does not choose B; "not A but B" chooses B.
-        letter = next(
-            (m for m in letters if not _denied(text, max(start, m.start() - 40), m.start())), None
-        )
+        letter = _LETTER.search(text, start, end)
         if letter is not None:
             low, high = _with_other_letters(text, *letter.span(1), start)
             return Extraction((Candidate(text[low:high], low, high, "phrase"),))
@@ -280,10 +265,10 @@ def _segment(text: str, start: int) -> tuple[int, int]:
         after = re.compile(r"\s*(?:\\?%|percent|pct|and|or|,|，|和|或)").match(text, math.end())
         if after is None:
             return next((math.span(g) for g in (1, 2, 3, 4, 7) if math.group(g)), math.span())
-    stop = _STOPS.search(text, start)
+    stop = re.compile(r"[.!?](?=\s|$)|\n|。|<\|").search(text, start)
     # A full stop inside a formula does not end the sentence.
     while stop is not None and text.count("$", start, stop.start()) % 2 == 1:
-        stop = _STOPS.search(text, stop.end())
+        stop = re.compile(r"[.!?](?=\s|$)|\n|。|<\|").search(text, stop.end())
     end = len(text) if stop is None else stop.start()
     # "\\[\\text{Answer: } 17\\]": the formula began before the phrase, so it ends here.
     closer = re.compile(r"\\[\])]").search(text, start, end)
@@ -308,8 +293,7 @@ def _tail(text: str, begin: int, choice: bool) -> Extraction:
     start, end = _trim(text, begin, len(text))
     found = [Candidate(text[start:end], start, end, "whole")] if end - start <= 2000 else []
     if choice:
-        named = _UPPER.finditer(text, max(start, end - 400), end)
-        letters = [m for m in named if not _denied(text, max(start, m.start() - 40), m.start())]
+        letters = list(_UPPER.finditer(text, max(start, end - 400), end))
         if letters:
             low, high = _with_other_letters(text, *letters[-1].span(1), start)
             return Extraction((Candidate(text[low:high], low, high, "tail"),))

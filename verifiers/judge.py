@@ -10,7 +10,6 @@ from .budget import SECONDS, OutOfTimeError, deadline
 from .compare import matches
 from .equality import UndecidedError
 from .extract import Candidate, Extraction, extract
-from .nodes import Node
 from .reading import Reading, read
 from .symbolic import NEEDS_ISOLATION
 from .verdict import Outcome, Verdict
@@ -133,8 +132,6 @@ def _compare(wanted: Reading, reading: Reading) -> str | None:
     undecided: UndecidedError | None = None
     for gold in wanted.nodes:
         for answer in reading.nodes:
-            if _both_joined(wanted, gold, reading, answer):
-                continue
             try:
                 rule = matches(gold, answer)
             except UndecidedError as error:
@@ -147,20 +144,6 @@ def _compare(wanted: Reading, reading: Reading) -> str | None:
     if undecided is not None:
         raise undecided
     return None
-
-
-def _both_joined(wanted: Reading, gold: Node, reading: Reading, answer: Node) -> bool:
-    """Whether both sides are pairs of whole numbers and both would be read as decimals.
-
-    A comma between digits may be a decimal comma; between two such answers it separates, so that
-    2500,750 is not 2500,7500.
-    """
-    return all(
-        side.nodes[0][0] == "list"
-        and node[0] != "list"
-        and all(item[0] in ("num", "neg") for item in side.nodes[0][1])
-        for side, node in ((wanted, gold), (reading, answer))
-    )
 
 
 def _undecided(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from fractions import Fraction
 
 from .cursor import END, Cursor
@@ -113,18 +112,11 @@ class Operands(Cursor, ABC):
         bars, self.bars = self.bars, 0
         inner = self.expression()
         self.bars = bars
-        if self.is_cmd("choose", "over"):
-            inner = self.stacked(inner, self.expression)
+        if self.is_cmd("choose"):
+            self.take()
+            inner = ("fn", "binom", (inner, self.expression()))
         self.expect("}")
         return inner
-
-    def stacked(self, top: Node, below: Callable[[], Node]) -> Node:
-        r"""Read on from TeX's infix commands: {n \choose k}, {a \over b}."""
-        command = self.take().text
-        bottom = below()
-        if top[0] in ("list", "rel", "set", "cond", "group", "qty"):
-            raise ParseError(f"no value above \\{command}")
-        return ("fn", "binom", (top, bottom)) if command == "choose" else ("div", top, bottom)
 
     def _numeral(self, token: Token) -> Node:
         text = token.text
@@ -132,7 +124,7 @@ class Operands(Cursor, ABC):
             "." not in text
             and self.is_op(".")
             and self.peek().glued
-            and self.peek(1).text in ("overline", "dot", "bar")
+            and self.peek(1).text in ("overline", "dot")
         ):
             self.take()
             text += "."
@@ -151,9 +143,7 @@ class Operands(Cursor, ABC):
     def _float_tail(self) -> bool:
         ahead = self.peek(1)
         if ahead.kind == "op" and ahead.text in "+-" and ahead.glued:
-            ahead, after = self.peek(2), self.peek(3)
-            if after.kind == "id" and after.glued:
-                return False  # 4e+7p is a sum
+            ahead = self.peek(2)
             return ahead.kind == "num" and ahead.glued and ahead.text.isdigit()
         return ahead.kind == "num" and ahead.glued and ahead.text.isdigit()
 
@@ -315,7 +305,7 @@ class Operands(Cursor, ABC):
         exponent: Node | None = None
         while self.is_op("_", "^"):
             if self.take().text == "_":
-                base = self._index()
+                base = self.argument() if self.is_op("{") else self.primary()
             elif self.degree_sign():
                 raise ParseError("a degree sign on a function")
             else:
@@ -334,23 +324,12 @@ class Operands(Cursor, ABC):
             return ("fn", inverse, args)
         return ("pow", ("fn", name, args), exponent)
 
-    def _index(self) -> Node:
-        r"""Read what stands below a function; \log_23 is the logarithm of 3 to the base 2."""
-        token, after = self.peek(), self.peek(1)
-        if token.kind == "num" and after.kind not in ("num", "id", "fn", "cmd"):
-            argued = after.kind == "op" and (after.text in OPEN_BRACKETS or after.text in "^|")
-            return self.primary() if argued else self.argument()
-        return self.argument() if self.is_op("{") else self.primary()
-
     def _arguments(self) -> tuple[Node, ...]:
         if self.is_op("("):
             inner = self.bracketed()
             if inner[0] == "group":
                 return inner[3]
             return (inner,)
-        if self.is_op("\\{"):
-            inner = self.bracketed()  # \max\{1, 2\}
-            return inner[1] if inner[0] == "set" else (inner,)
         if self.is_op("{"):
             inner = self.braced()
             if inner[0] == "set":

@@ -8,10 +8,9 @@ evaluated while reading, and depth, tokens and digits are limited.
 
 from __future__ import annotations
 
-from .cursor import END
 from .nodes import Node, ParseError, number
 from .operands import OPEN_BRACKETS, Operands
-from .words import NUMBER_WORDS, word_set
+from .words import word_set
 
 _PREFIX_CMDS = word_set(
     "frac sqrt binom pi infty sum prod int lim lfloor lceil langle begin imath angle triangle "
@@ -19,7 +18,6 @@ _PREFIX_CMDS = word_set(
     "Qset Cset textcircled ldots nabla partial square "
     "overarc overbrace underbrace odot oplus Box checkmark top dagger"
 )
-_AFTER_INTERVAL = word_set(") ] } \\} , ; cup cap setminus")
 
 
 class ExpressionParser(Operands):
@@ -32,8 +30,6 @@ class ExpressionParser(Operands):
         self.enter()
         terms = [self._signed()]
         while True:
-            if self._takes_out(terms):
-                break
             if self.is_op("+", "-"):
                 sign = self.take().text
                 # "2 + -3" is read; "2 + + 3" too; both occur.
@@ -46,14 +42,6 @@ class ExpressionParser(Operands):
                 break
         self.depth -= 1
         return terms[0] if len(terms) == 1 else ("add", tuple(terms))
-
-    def _takes_out(self, terms: list[Node]) -> bool:
-        r"""Whether a minus takes elements out of a set: \mathbb{R} - \{0\}, R - \{0\}."""
-        if len(terms) != 1 or not self.is_op("-"):
-            return False
-        if terms[0] == ("sym", "R") and self.peek(1).text == "\\{":
-            terms[0] = ("std", "R")
-        return terms[0][0] in ("std", "set")
 
     def _signed(self) -> Node:
         if self.is_op("-"):
@@ -89,8 +77,6 @@ class ExpressionParser(Operands):
                 left = ("fn", "mod", (left, self._factor()))
             elif left[0] == "deg" and self.peek().kind == "id" and self.peek().text in "CF":
                 return left  # degrees Celsius or Fahrenheit
-            elif left[0] == "deg" and self.peek().kind == "num" and self.peek(1).text == "'":
-                return left  # 22° 30': minutes of arc, no factor
             elif self.starts_factor():
                 before = self.at
                 right = self.power()
@@ -119,8 +105,8 @@ class ExpressionParser(Operands):
         if token.kind == "cmd" and token.text == "frac":
             before = self.at
             part = self.primary()
-            if _is_proper(part) and (not self.is_op("^") or self._degrees_next()):
-                return self._marked(("add", (left, part)))
+            if _is_proper(part) and not self.is_op("^"):
+                return ("add", (left, part))
             self.at = before
         elif (
             token.kind == "num"
@@ -132,22 +118,8 @@ class ExpressionParser(Operands):
             part = ("div", top, bottom)
             if _is_proper(part):
                 self.at += 3
-                return self._marked(("add", (left, part)))
+                return ("add", (left, part))
         return left
-
-    def _degrees_next(self) -> bool:
-        return "circ" in (self.peek(1).text, self.peek(2).text if self.peek(1).text == "{" else "")
-
-    def _marked(self, whole: Node) -> Node:
-        """Read the mark after a mixed number, which is that of the whole of it: 33 1/3 %."""
-        if self.is_op("%"):
-            self.take()
-            return ("pct", whole)
-        if self.is_op("^") and self._degrees_next():
-            self.take()
-            self.degree_sign()
-            return ("deg", whole)
-        return whole
 
     def starts_factor(self) -> bool:
         """Whether the next token can follow a factor without an operator."""
@@ -159,15 +131,8 @@ class ExpressionParser(Operands):
             previous = self.tokens[self.at - 1]
             return previous.kind != "num" and not (previous.text == "}" and token.glued is False)
         if token.kind == "op":
-            if token.text == "[" and self._closes_outward():
-                return False
             return token.text in OPEN_BRACKETS or (token.text in ("|", "||") and self.bars == 0)
         return token.kind == "cmd" and token.text in _PREFIX_CMDS
-
-    def _closes_outward(self) -> bool:
-        """Whether a "[" ends an open interval, as in ]0, 1[: no value follows it."""
-        after = self.peek(1)
-        return after is END or after.kind == "sep" or after.text in _AFTER_INTERVAL
 
     # -- powers ------------------------------------------------------------------
 
@@ -242,8 +207,9 @@ class ExpressionParser(Operands):
         label = "".join(parts)
         if node[0] == "sym":
             return ("sym", f"{node[1]}_{label}")
-        word = label.removeprefix("base")
-        base = str(NUMBER_WORDS.get(word, word))
+        base = {"two": "2", "three": "3", "eight": "8", "ten": "10", "sixteen": "16"}.get(
+            label, label
+        )
         if node[0] not in ("num", "dec") or not base.isdigit() or not 2 <= int(base[:3]) <= 36:
             raise ParseError(f"{label!r} is not a number base")
         digits = str(node[1])

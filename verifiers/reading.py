@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from . import chinese, glyphs, quick, special
-from .measures import UNITS
 from .nodes import Node, ParseError
 from .structure import parse
 from .tokens import LexError, tokenize
@@ -28,8 +27,7 @@ _ABOUT = re.compile(
 )
 _TRAILING_DOTS = re.compile(r"(\d\.\d{3,})\s*(?:\.\.\.|\\l?dots|\\cdots)(?=\s*$)")
 _SENTENCE = re.compile(
-    r"^(?:\\text\s*\{\s*)?"
-    r"((?:the|so|thus|therefore|hence)\b[A-Za-z ,']{0,80}?\b(?:is|are|equals)\b)"
+    r"^(?:\\text\s*\{\s*)?((?:the|so|thus|therefore|hence)\b[A-Za-z ,']{0,80}?\b(?:is|are|equals))"
     r"\s*:?\s*\}?\s*(?=\S)",
     re.IGNORECASE,
 )
@@ -37,7 +35,7 @@ _CAPTION = re.compile(r"^\\text\s*\{([^{}]*?)[:：]\s*\}\s*(?=\S)")
 _EUROPEAN = re.compile(r"(-?\d{1,3}(?:\.\d{3})+),(\d+)")
 _GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,]*\d)")
 _SPACED = re.compile(
-    r"(?<![\d.,_])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s?|, ?\\!\s?|'){1}\d{3})+)(?!\d)"
+    r"(?<![\d.,])(\d{1,3}(?:(?: |\\,|\\;|\\ |~|\\!|\{,\}|,\\!\s?|, ?\\!\s?|'){1}\d{3})+)(?!\d)"
 )
 _COMMA_DECIMAL = re.compile(
     r"([-+]?\s*\d+),(\d+)(\s*(?:\\?[€$%]|\\text\s*\{[^{}]*\}|[A-Za-z]{1,4})?)"
@@ -51,31 +49,8 @@ _DOUBLED = re.compile(
     r"\\\\(?=(?:d?frac|sqrt|left|right|text|le\b|ge\b|leq|geq|pi|cup|cap|in\b|infty|times|cdot|begin|end|mathrm|boxed|circ|binom|pm|neq))"
 )
 _SINGLE_UNIT = re.compile(
-    r"([-+]?[\d.,]+)((?:\s|~|\\[,;: ])+(?:m|g|s|h|L|l|t)|\s*[gL]"
-    r"|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?)|\s*(?:m|km|cm)/(?:s|h)(?:\^\{?2\}?)?)"
+    r"([-+]?[\d.,]+)(\s+(?:m|g|s|h|L|l|t)|\s*[gL]|\s*(?:m|cm|km|mm|ft|in)(?:\^\{?[23]\}?)|\s*(?:m|km|cm)/(?:s|h)(?:\^\{?2\}?)?)"
 )
-# R^*, N^{*}: the star is no mark of bold print.
-_STARRED = re.compile(r"\^\*$")
-_PRIMES = re.compile(r"\^\s*(?:\{\s*(?:\\prime\s*)+\}|\\prime(?![A-Za-z]))")
-_PERIOD = re.compile(r"(?<![\w.])(\d+)\.\((\d{1,20})\)(?!\w)")
-_UNIT_IN_BRACKETS = re.compile(
-    r"(?<=[\d}%])(?:\s|\\[,;: ])*(?:"
-    r"\(\s*\\(?:text|mathrm|rm|textrm)\s*\{\s*([^{}()\\\d]+?)\s*\}\s*\)"
-    r"|\\(?:text|mathrm|textrm)\s*\{\s*\(\s*([^{}()\\\d]+?)\s*\)\s*\}"
-    r"|\(\s*([^\W\d_]{2,12}|[一-鿿])\s*\))$"
-)
-_VAGUE = re.compile(
-    r"^(?:\\text\s*\{\s*)?(?:about|approximately|approx\.?|roughly|around|exactly|a total of)"
-    r"(?:\s|\}|\\[,;: ])*(?=[-+\d.\\$])",
-    re.IGNORECASE,
-)
-# P(X = 2) =, whatever the event is.
-_CHANCE = re.compile(
-    r"(?:P|\\Pr|\\(?:mathrm|mathbb)\{P\})\s*(?:\\left)?\([^()]{1,80}\)\s*=\s*(?=\S)"
-)
-_ARTICLE = re.compile(r"(?:\\text\s*\{)?\s*(?:an?|the)\s+[a-z]{3,}", re.IGNORECASE)
-_TIMES_TEN = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*[xX]\s*(10\s*\^.*)")
-_DOTTED = re.compile(r"([-+]?\d*\.\d*?)((\d{1,6}?)\3+)(?:\.\.\.|\\l?dots\s*|\\cdots\s*)")
 _MAX_CHARS = 60000
 _END = 200
 
@@ -125,7 +100,7 @@ def _read(text: str) -> Reading:
         return Reading((named,), normal, normal, "")
     nodes: list[Node] = [] if named is None else [named]
     problem = ""
-    for form in (*_forms(clean), *_recurring(text)):
+    for form in _forms(clean):
         try:
             node = parse(form)
         except (ParseError, LexError) as error:
@@ -136,7 +111,7 @@ def _read(text: str) -> Reading:
             continue
         if node not in nodes:
             nodes.append(node)
-    if not nodes or _ARTICLE.match(clean):
+    if not nodes:
         prose = special.words(clean)
         if prose is not None:
             nodes.append(prose)
@@ -158,11 +133,7 @@ def tidy_up(text: str) -> str:
     text = chinese.rewrite(text)
     text = glyphs.to_latex(text)
     text = _dollars(text)
-    if re.search(r"\w\*\*\w", text):
-        text = text.replace("**", "^")
-    elif "*" in text and not _STARRED.search(text):
-        text = text.strip("*")
-    text = _marks(quick.tidy(text))
+    text = quick.tidy(text.replace("**", "^") if re.search(r"\w\*\*\w", text) else text.strip("*"))
     text = re.sub(r'"([^"]*)"', r"\1", text)
     text = re.sub(r"(?<=\d)(?:st|nd|rd|th)\b", "", text)
     text = re.sub(r"\\text\s*\{\s*[.,;]?\s*\}", " ", text).strip()
@@ -171,30 +142,11 @@ def tidy_up(text: str) -> str:
     # Only the end is searched: blanks without number must not cost their square.
     text = text[:-_END] + _ABOUT.sub("", text[-_END:])
     text = _LEAD.sub("", text, count=1) if len(text) > 8 else text
-    text = _VAGUE.sub("", text, count=1)
     while text.endswith("}") and text.count("}") > text.count("{"):
         text = text[:-1].rstrip()
     if "\n" in text and "\\begin" not in text:
         text = re.sub(r"\n\s*\n", " ; ", text.strip())
     return quick.tidy(text.rstrip("\\,; \t\r\n"))
-
-
-def _marks(text: str) -> str:
-    """Rewrite marks that stand for others: primes, 0.(3), US$, a unit in brackets."""
-    if "prime" in text:
-        text = _PRIMES.sub(lambda m: "'" * m.group().count("prime"), text)
-    if ".(" in text:
-        text = _PERIOD.sub(r"\1.\\overline{\2}", text)
-    if "U" in text:
-        text = re.sub(r"\bUS\s*(?=\\?\$)", "", text)
-        text = re.sub(r"(?<=[)\]])(\s?)U\s?(?=\\?[(\[{l])", r"\1\\cup ", text)
-    if ")" in text[-4:]:
-        match = _UNIT_IN_BRACKETS.search(text, max(0, len(text) - _END))
-        if match is not None:
-            word = next(filter(None, match.groups()))
-            if match.group(3) is None or word in UNITS or not word.isascii():
-                text = f"{text[: match.start()]}\\text{{ {word}}}"
-    return text
 
 
 def _dollars(text: str) -> str:
@@ -222,14 +174,10 @@ def _forms(clean: str) -> list[str]:
         if european is not None:
             forms.append(f"{european.group(1).replace('.', '')}.{european.group(2)}")
         decimal = _COMMA_DECIMAL.fullmatch(base) if grouped == base else None
-        # "-3,0" is two values far more often than -3.0.
-        if decimal is not None and decimal.group(2) != "0":
+        if decimal is not None:
             forms.append(f"{decimal.group(1)}.{decimal.group(2)}{decimal.group(3)}")
     else:
         forms.append(base)
-    ten = _TIMES_TEN.fullmatch(base)
-    if ten is not None:
-        forms.append(f"{ten.group(1)} \\times {ten.group(2)}")
     unit = _SINGLE_UNIT.fullmatch(base)
     if unit is not None:
         forms.append(
@@ -239,20 +187,7 @@ def _forms(clean: str) -> list[str]:
     label = _SENTENCE.match(base) or _LABEL.match(base) or _CAPTION.match(base)
     if label is not None and not _states(label.group(1)):
         forms.extend(_join_thousands(form[label.end() :]) for form in (base,))
-    chance = _CHANCE.match(base)
-    if chance is not None:
-        forms.append(base[chance.end() :])
     return forms
-
-
-def _recurring(text: str) -> list[str]:
-    """Read 0.333... and 0.1666... as the repeating decimals that they are, beside their digits."""
-    if not 5 <= len(text) <= 80 or not ("..." in text or "dots" in text or "…" in text):
-        return []
-    found = _DOTTED.fullmatch(quick.tidy(glyphs.to_latex(text)).strip())
-    if found is None or len(found.group(2)) < 3:
-        return []
-    return [f"{found.group(1)}\\overline{{{found.group(3)}}}"]
 
 
 def _states(label: str) -> bool:

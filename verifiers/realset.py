@@ -232,11 +232,6 @@ def _several(node: Node) -> Pieces | None:
     parts = [pieces(item) if item[0] in ("rel", "cond") else None for item in node[1]]
     if any(part is None for part in parts) or len(parts) > 12:
         return None
-    unknowns = {
-        repr(_variable(item[1], symbols(item[1][0::2]))) for item in node[1] if item[0] == "rel"
-    }
-    if len(unknowns) > 1:
-        return None  # x > 0, y > 0 is a region of the plane
     # "x < 1 or x > 3" is a union, "x > 1 and x < 3" an intersection; a comma may
     # be either: it is a union when the intersection is empty.
     found = [part for part in parts if part is not None]

@@ -45,8 +45,6 @@ def same(gold: Node, answer: Node) -> str | None:
     Raises:
         UndecidedError: No rule could tell.
     """
-    if "pmod" in (gold[1], answer[1]):
-        return _congruent(gold, answer)
     value_a, unit_a = _measured(gold)
     value_b, unit_b = _measured(answer)
     if unit_a is None and unit_b is None:
@@ -54,27 +52,11 @@ def same(gold: Node, answer: Node) -> str | None:
     if unit_a is not None and unit_b is not None:
         if unit_a.percent and unit_b.percent:
             return _values(value_a, value_b)
-        if {unit_a.dimensions, unit_b.dimensions} == {(("deg", 1),), (("rad", 1),)}:
-            value_a, value_b = _in_radians(value_a, unit_a), _in_radians(value_b, unit_b)
-            return _values(value_a, value_b) and "angle"
         factor = units.compatible(unit_a, unit_b)
         if factor is None or unit_a.percent != unit_b.percent:
             return None
         return _values(value_a, _scaled(value_b, factor)) and "unit"
     return _half_measured(value_a, unit_a, value_b, unit_b)
-
-
-def _congruent(a: Node, b: Node) -> str | None:
-    """Compare 1 (mod 3) with 4 (mod 3); a residue is no number."""
-    if not a[:2] == b[:2] == ("fn", "pmod"):
-        return None
-    (first, modulus), (second, other) = a[2], b[2]
-    if not equal(modulus, other):
-        return None
-    gap, step = exact(("add", (first, ("neg", second)))), exact(modulus)
-    if gap is not None and step:
-        return "congruent" if (gap / step).denominator == 1 else None
-    return "congruent" if equal(first, second) else None
 
 
 def _half_measured(
@@ -118,11 +100,6 @@ def _measured(node: Node) -> tuple[Node, units.Unit | None]:
     if unit.scale != 1:
         value = _scaled(value, unit.scale)
     return value, None if unit.bare and not unit.percent else unit
-
-
-def _in_radians(value: Node, unit: units.Unit) -> Node:
-    value = _scaled(value, unit.factor)
-    return ("deg", value) if unit.dimensions == (("deg", 1),) else value
 
 
 def _scaled(value: Node, factor: Fraction) -> Node:
@@ -265,11 +242,6 @@ def rename(node: Node, old: Any, new: Any) -> Node:
     if old is None or new is None:
         return node
     return substitute(node, {old: ("sym", new)})
-
-
-def is_whole(condition: Node | None) -> bool:
-    """Whether a condition that declares an integer lets it be any, negative ones too."""
-    return condition is not None and condition[1][2][1] == "Z"
 
 
 def free_integer(condition: Node | None) -> Any | None:

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from .nodes import Node
-from .words import MONTHS, NAMED_ANSWERS, NUMBER_WORDS, PART_WORDS, WEEKDAYS
+from .words import MONTHS, NAMED_ANSWERS, NUMBER_WORDS, WEEKDAYS
 
 _TEXT = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mbox|operatorname|mathsf|emph)\s*\{([^{}]*)\}"
@@ -20,19 +20,9 @@ _BASED = re.compile(
     r"(?:\\text\{|\\mathrm\{|\()?(?=\w*[0-9])([0-9A-Z]*[A-Z][0-9A-Z]*)(?:\}|\))?_\{?(1[1-9]|2\d|3[0-6])\}?"
 )
 _OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s*:?\s*\(?([A-J])\)?")
-_OPTION_TEXT = re.compile(r"(?:[Oo]ption|[Cc]hoice)\s+(?=\(?[A-J]\)?\s*[.:)])")
 _CHOICE = re.compile(
     r"\(([A-J])\)\s*\S.*|([A-J])\s*[.:)、](?:\s+\S|[^\x00-\x7f]).*|([A-J])(?:不|，|,\s*(?:not|it|because|since))\s*.*|([A-J])\s+[A-Z][a-z]{2,}.*",
     re.DOTALL,
-)
-# A further choice in what follows the first: (B), "B.", "or B".
-_OTHER_CHOICE = re.compile(
-    r"(?<![\w\\])\(\s*([A-J])\s*\)|(?<![\w\\(])([A-J])\s*[.):、](?!\S)"
-    r"|^[\s).:;/&+]*(?:or\b|and\b|/|&|,|，|、|或|和)[\s(]*([A-J])\b|\b([A-J]) is also\b"
-)
-_UNSURE = re.compile(
-    r"\b(?:not sure|unsure|maybe|perhaps|possibly|might be|may be|could (?:also )?be)\b",
-    re.IGNORECASE,
 )
 _WORDS = re.compile(r"[A-Za-z一-鿿][A-Za-z一-鿿'’\-\s,.!()\"]*")
 
@@ -144,9 +134,6 @@ def _spelled(text: str) -> Node | None:
     scales = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
     if not parts or parts[0] not in NUMBER_WORDS or len(parts) > 12:
         return None
-    if len(parts) == 2 and parts[1] in PART_WORDS and 1 <= NUMBER_WORDS[parts[0]] <= 9:
-        share: Node = ("num", Fraction(NUMBER_WORDS[parts[0]], PART_WORDS[parts[1]]))
-        return ("neg", share) if negative else share
     total = group = 0
     for part in parts:
         if part in NUMBER_WORDS:
@@ -165,14 +152,9 @@ def _choice(text: str) -> Node | None:
     named = _OPTION.fullmatch(text)
     if named is not None:
         return ("choice", named.group(1), "")
-    text = _OPTION_TEXT.sub("", text, count=1)
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None
     letter = next(filter(None, match.groups()))
-    rest = text[text.index(letter) + 1 :]
-    others = (other for found in _OTHER_CHOICE.findall(rest) for other in found if other)
-    if any(other != letter for other in others) or _UNSURE.search(rest):
-        return None  # naming several, or doubting one, is not choosing it
-    rest = rest.strip(" ).:、")
+    rest = text[text.index(letter) + 1 :].strip(" ).:、")
     return ("choice", letter, rest)

@@ -1,8 +1,7 @@
 """Reads what is built from expressions: lists, relations, sets, matrices, units.
 
 Further nodes: `("list", items, marks)`, `("rel", (e0, op1, e1, ...))`,
-`("group", open, close, items)`, `("set", items)` (with `"{}"` after them when the braces are
-TeX's own), `("builder", item, condition)`,
+`("group", open, close, items)`, `("set", items)`, `("builder", item, condition)`,
 `("setop", name, a, b)`, `("std", "R")`, `("matrix", rows)`, `("cases", rows)`,
 `("qty", expression, unit words)`, `("ratio", parts)`, `("cond", body, condition)`.
 """
@@ -17,7 +16,7 @@ from .nodes import Node, ParseError
 from .parser import ExpressionParser
 from .tokens import Token, tokenize
 from .units import compound
-from .words import AMOUNT_WORDS, MONEY_CODES, STATEMENT_WORDS, word_set
+from .words import STATEMENT_WORDS, word_set
 
 RELATIONS = word_set("= < > le ge ne approx in notin equiv cong subseteq subset to")
 _ENVIRONMENTS = word_set(
@@ -26,7 +25,6 @@ _ENVIRONMENTS = word_set(
 )
 _MAX_ITEMS = 3000
 _CONDITION_WORDS = frozenset({"where", "for", "if", "with", "when", "其中"})
-_OTHERWISE = frozenset({"otherwise", "else", "elsewhere", "其他"})
 _SETS = {"Rset": "R", "Zset": "Z", "Nset": "N", "Qset": "Q", "Cset": "C"}
 
 
@@ -47,8 +45,6 @@ def parse(text: str) -> Node:
     if not parser.tokens:
         raise ParseError("nothing but blanks")
     node = parser.items(lambda: parser.peek() is END)
-    if parser.is_cmd("over"):
-        node = parser.stacked(node, parser.expression)
     if parser.peek() is not END:
         raise ParseError(f"cannot read on from {parser.peek().text!r}")
     return node
@@ -56,9 +52,6 @@ def parse(text: str) -> Node:
 
 class Parser(ExpressionParser):
     """Reads whole answers from tokens."""
-
-    # Separators that may end a list without an item after them.
-    trailing = frozenset({"quad"})
 
     def items(self, done: Callable[[], bool]) -> Node:
         """Read a list up to where `done` says; a single item comes back bare."""
@@ -73,7 +66,7 @@ class Parser(ExpressionParser):
                     found[-1] = ("cond", found[-1], self._condition())
                     continue
                 break
-            if done() and mark in self.trailing:
+            if done() and mark == "quad":
                 break
             marks.add(mark)
             if len(found) >= _MAX_ITEMS:
@@ -89,11 +82,9 @@ class Parser(ExpressionParser):
     def _separator(self) -> str | None:
         """Take a run of separators; the strongest of them names it."""
         found: list[str] = []
-        # In a cell of an environment a line break ends the row.
-        breaks = (",", ";") if "," in self.trailing else (",", ";", "\\\\")
         while True:
             token = self.peek()
-            if token.kind == "sep" or (token.kind == "op" and token.text in breaks):
+            if token.kind == "sep" or (token.kind == "op" and token.text in (",", ";", "\\\\")):
                 # "1,,2" is a slip, not a list.
                 if token.text in found and token.text in (",", ";"):
                     raise ParseError("two separators in a row")
@@ -149,8 +140,7 @@ class Parser(ExpressionParser):
             if self.peek().text != "pmod":
                 raise ParseError("an implication is no answer")
             self.take()
-            modulus = self.braced() if self.is_op("{") else self.primary()
-            parts[-1] = ("fn", "pmod", (parts[-1], modulus))
+            parts[-1] = ("fn", "pmod", (parts[-1], self.braced()))
         self.depth -= 1
         return parts[0] if len(parts) == 1 else ("rel", tuple(parts))  # type: ignore[return-value]
 
@@ -175,17 +165,13 @@ class Parser(ExpressionParser):
 
     def _operand(self) -> Node:
         money = ""
-        if self.peek().kind == "money" or self._money_code():
+        if self.peek().kind == "money":
             money = self.take().text
-            if self.is_op("."):
-                self.take()  # Rs. 500
         elif self.is_op("-") and self.peek(1).kind == "money":
             self.at += 2
             money = self.tokens[self.at - 1].text
             return self._unit(("neg", self.expression()), money)
         found = self._unit(self.expression(), money)
-        if self.peek().kind == "num":
-            found = _in_degrees(found)  # 22° 30'
         while found[0] == "qty" and self.peek().kind == "num":
             # "5 ft 6 in" is one length.
             joined = compound(found, self._unit(self.product(), ""))
@@ -193,12 +179,6 @@ class Parser(ExpressionParser):
                 raise ParseError("two quantities side by side")
             found = joined
         return found
-
-    def _money_code(self) -> bool:
-        """Whether the name of a currency stands before its amount: USD 20."""
-        token, after = self.peek(), self.peek(1)
-        amount = self.peek(2) if after.text == "." else after
-        return token.kind == "word" and token.text in MONEY_CODES and amount.kind == "num"
 
     def _unit(self, node: Node, money: str) -> Node:
         """Read the unit after a value: words with exponents, `/` and `per`."""
@@ -239,7 +219,7 @@ class Parser(ExpressionParser):
                 break
         if not words:
             return node
-        if len(words) > 8 or any(w.lower() in STATEMENT_WORDS - AMOUNT_WORDS for w in words):
+        if len(words) > 8 or any(w.lower() in STATEMENT_WORDS for w in words):
             raise ParseError(f"words that are no unit: {' '.join(words)[:60]}")
         return ("qty", node, " ".join(words))
 
@@ -311,13 +291,14 @@ class Parser(ExpressionParser):
         before = self.at
         self.expect("{")
         bars, self.bars = self.bars, 0
-        inner = self.items(lambda: self.is_op("}") or self.is_cmd("choose", "over"))
+        inner = self.items(lambda: self.is_op("}") or self.is_cmd("choose"))
         self.bars = bars
-        if self.is_cmd("choose", "over"):
-            inner = self.stacked(inner, self.expression)
+        if self.is_cmd("choose"):
+            self.take()
+            inner = ("fn", "binom", (inner, self.expression()))
         self.expect("}")
         if inner[0] == "list" and before >= 0:
-            return ("set", inner[1], "{}")
+            return ("set", inner[1])
         return inner
 
     def _absolute(self, bar: str) -> Node:
@@ -393,27 +374,7 @@ class Parser(ExpressionParser):
     def _cell(self) -> Node:
         while self.is_op(","):
             self.take()
-        word = self.peek().text.lower() if self.peek().kind == "word" else ""
-        if word in _CONDITION_WORDS:
-            self.take()
-        elif word in _OTHERWISE:
-            self.take()
-            return ("word", "otherwise")
-        before, self.trailing = self.trailing, frozenset({"quad", ","})
-        found = self.items(lambda: self.is_op("&", "\\\\") or self.is_cmd("end"))
-        self.trailing = before
-        if self.is_op("."):
-            self.take()
-        return found
-
-
-def _in_degrees(node: Node) -> Node:
-    """A value with a degree sign as one with a unit, to which minutes of arc can be added."""
-    if node[0] == "deg":
-        return ("qty", node[1], "degree")
-    if node[0] == "neg" and node[1][0] == "deg":
-        return ("qty", ("neg", node[1][1]), "degree")
-    return node
+        return self.items(lambda: self.is_op("&", "\\\\") or self.is_cmd("end"))
 
 
 def _built(name: str, rows: list[tuple[Node, ...]]) -> Node:

@@ -221,9 +221,6 @@ def _wrapped(
         at += 1
     if name in ("rm", "bf", "it"):
         return at
-    if name == "mathbb" and text[at:end][:1] in tuple("RZNQC"):
-        out.append(Token("cmd", text[at] + "set", glued))
-        return at + 1
     if at >= end or text[at] != "{":
         return at
     close = _closing(text, at, end)

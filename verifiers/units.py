@@ -186,11 +186,7 @@ def compound(first: Node, second: Node) -> Node | None:
     if first[0] != "qty" or second[0] != "qty":
         return None
     unit, part = resolve(first[2]), resolve(second[2])
-    if second[2] == "分" and unit.dimensions == (("T", 1),):
-        part = resolve("分钟")  # 分 is money too; after hours it is minutes
     if not unit.dimensions or unit.dimensions != part.dimensions or part.factor >= unit.factor:
         return None
     rest: Node = ("mul", (("num", part.factor / unit.factor), second[1]))
-    if first[1][0] == "neg":
-        rest = ("neg", rest)  # -22° 30' is that far below zero
     return ("qty", ("add", (first[1], rest)), first[2])

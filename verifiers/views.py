@@ -44,7 +44,7 @@ def flatten(node: Node) -> Node:
         for item in node[1]:
             flat = flatten(item)
             items.extend(flat[1] if flat[0] == "list" and item[0] != "list" else [flat])
-        return ("set", tuple(items), *node[2:])
+        return ("set", tuple(items))
     if kind == "cases" and all(len(row) == 1 for row in node[1]):
         return _flat_list(("list", tuple(row[0] for row in node[1]), frozenset({","})))
     if kind == "group" and len(node[3]) == 1 and node[3][0][0] == "qty":
@@ -202,53 +202,6 @@ def _close(a: Node, b: Node) -> bool:
         return False
     exact = approximate(a)
     return exact is not None and abs(exact - float(b[1])) <= 0.51 * 10.0 ** -b[2]
-
-
-def spread(node: Node, other: Node) -> Node:
-    """Return (x, y) = (1, 2) as x = 1, y = 2 where the other side does not name the same pair."""
-    names = _names_of_pair(node)
-    if not names:
-        return node
-    listed = other[0] == "list" and all(isinstance(unname(item), Named) for item in other[1])
-    if not (listed or other[0] == "group" or _names_of_pair(other) not in ((), names)):
-        return node
-    pairs = zip(names, node[1][2][3], strict=True)
-    return ("list", tuple(("rel", (name, "=", value)) for name, value in pairs), frozenset({","}))
-
-
-def _names_of_pair(node: Node) -> tuple[Node, ...]:
-    """The names of (x, y) = (1, 2); empty for any other tree."""
-    if node[0] != "rel" or node[1][1::2] != ("=",):
-        return ()
-    left, right = node[1][0], node[1][2]
-    if left[0] != "group" or right[0] != "group" or len(left[3]) != len(right[3]):
-        return ()
-    return left[3] if all(name[0] == "sym" for name in left[3]) else ()
-
-
-Items = tuple[Node, ...]
-
-
-def in_name_order(first: Items, second: Items) -> tuple[Items, Items]:
-    """Order named values as their names are where the other side leaves the names out.
-
-    "y = 2, x = 1" is the point (1, 2): names that follow each other in the alphabet have that
-    order. Other names keep the order in which they were written.
-    """
-    return _ordered(first, second), _ordered(second, first)
-
-
-def _ordered(items: Items, others: Items) -> Items:
-    if not items or any(item[0] != "rel" for item in items):
-        return items
-    names = [found.name for found in map(unname, items) if isinstance(found, Named)]
-    letters = [name[1] for name in names if name[0] == "sym" and len(name[1]) == 1]
-    if len(letters) != len(items) or any(isinstance(unname(item), Named) for item in others):
-        return items
-    places = sorted(map(ord, letters))
-    if places != list(range(places[0], places[0] + len(places))):
-        return items
-    return tuple(item for _, item in sorted(zip(letters, items, strict=True), key=lambda p: p[0]))
 
 
 def is_name(node: Node) -> bool:

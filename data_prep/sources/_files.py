@@ -15,7 +15,6 @@ from verifiers.boxes import last_boxes
 
 # What may follow a box that already ends its text: closing of a formula, a full stop.
 _CLOSING = re.compile(r"(?:\s|[$.。!]|\\\]|\\\)|\\end\{(?:align|equation|gather|cases)\*?\}|\})*")
-_BASE = re.compile(r"_(?:\d|\{\d+\})$")
 
 
 class FilesConfig(SourceConfig):
@@ -92,16 +91,13 @@ def final_answer(solution: str) -> str | None:
     r"""Return the answer in the last box of a solution; None where there is none.
 
     Boxes side by side are one answer (`\boxed{1}$ and $\boxed{2}` is "1, 2"), unless they are
-    two spellings of one value (`\boxed{x+1}$ or $\boxed{1+x}`, or `\boxed{28}$ or
-    $\boxed{28_9}` with the base said or not): then it is the last of them.
+    two spellings of one value (`\boxed{x+1}$ or $\boxed{1+x}`): then it is the last of them.
     """
     contents = [box.content.strip() for box in last_boxes(solution) if box.content is not None]
     if not contents or not all(contents):
         return None
-    last = contents[-1]
-    unsaid = _BASE.sub("", last)
-    if all(other == unsaid or verify(last, boxed(other)).is_correct for other in contents[:-1]):
-        return last
+    if all(verify(contents[-1], f"\\boxed{{{other}}}").is_correct for other in contents[:-1]):
+        return contents[-1]
     return ", ".join(contents)
 
 

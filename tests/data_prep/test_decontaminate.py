@@ -19,24 +19,8 @@ COPIES = [
         "Find the ordered pair $(a,b)$ with $x^2+ax+b=0$.",
         "What is the pair $(a,b)$ with $x^{2} + ax + b = 0$?",
     ),
-    ("He pays 1,250 dollars for 3 pens.", "He pays $1{,}250$ dollars for 3 pens."),
-    ("He pays 1,250 dollars for 3 pens.", "He pays 1250 dollars for 3 pens."),
-    (
-        "He has 3 pens. How many more does he need for 8?",
-        "He has 3 pens. How many more does he need for 8? Let's think step by step and output "
-        "the final answer within \\boxed{}.",
-    ),
-    (
-        "小明有5个苹果，吃了2个，还剩几个？",
-        "小明有5个苹果，吃了2个，还剩几个？请逐步推理，并将最终答案放入\\boxed{}。",
-    ),
 ]
 TWINS = [
-    ("He pays 1,250 dollars for 3 pens.", "He pays 1,260 dollars for 3 pens."),
-    (
-        "He climbs step by step to 3 m. How high is he?",
-        "He climbs step by step to 4 m. How high is he?",
-    ),
     ("Compute $\\sin 30$ and add 4 to it.", "Compute $\\cos 30$ and add 4 to it."),
     (
         "What is the minimum value of $x^2+y^2=14x+48y$?",
