@@ -215,7 +215,9 @@ def override(config: C, arguments: list[str], *, program: str, description: str)
         before, after = getattr(config, key), getattr(changed, key)
         if isinstance(before, PluginConfig) and after.kind != before.kind:
             # Another plug-in: it has its own defaults, and of the one before only what was said.
-            said, old = before.model_fields_set, before.model_dump()
+            typed = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments}
+            typed = {name for name in values[key] if f"{key}.{name}" in typed}
+            said, old = before.model_fields_set | typed, before.model_dump()
             values[key] = {
                 name: value
                 for name, value in values[key].items()

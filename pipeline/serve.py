@@ -30,6 +30,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -96,7 +97,9 @@ def main(arguments: list[str]) -> None:
     config = settings(run.engine.model_dump() if run else {}, rest, parser.options())
     if known.host == NODE and known.cluster is None:
         raise UserError("--host", f"{NODE!r} without --cluster", "an address", "add --cluster")
-    check_model_name(known.model, "command line, --model")
+    # The nodes of a cluster may hold what this machine does not; a GGUF file is a model too.
+    if known.cluster is None and not Path(known.model).is_file():
+        check_model_name(known.model, "command line, --model")
     if not is_loopback(known.host):
         where = "their nodes' addresses" if known.host == NODE else known.host
         _say(

@@ -12,6 +12,7 @@ is kept, from which a stopped stage goes on.
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -208,8 +209,6 @@ def _train(
                     ranks.wait()  # a launcher stops the leader when the others have ended
                     interruption.check()
 
-    if data.rollouts is not None and ranks.leads:
-        data.rollouts.forget(step + 1)  # the budget was spent before their turn
     # A signal of the last step, or from here on, ends the run when the stage is published.
     weights = dict(trained_weights(trainer, ranks))
     if not ranks.leads:
@@ -228,6 +227,10 @@ def _train(
     if replay is not None:
         save_checkpoint(work / "reward_model", replay.model, tokenizer, ends, profile, "end")
     parameters = sum(p.numel() for p in model.parameters())
+    if data.rollouts is not None and config.sample_budget:
+        # What the budget left untrained goes, and before it the states that name it.
+        shutil.rmtree(work / "state", ignore_errors=True)
+        data.rollouts.forget(step + 1)
     final = stage.complete(scratch=("state",), steps=step + 1, parameters=parameters)
     if config.push_to_hub:
         where = f"stage {config.name!r}, key 'push_to_hub'"

@@ -166,8 +166,10 @@ def test_another_kind_on_the_command_line_has_its_own_defaults(tmp_path, capsys)
     shown = json.loads(capsys.readouterr().out)["method"]
     assert (shown["kind"], shown["updates"], shown["beta"]) == ("dapo", 2, 0.05)
     assert (shown["clip_high"], shown["normaliser"]) == (0.28, "token")
-    train_main([*words, "--method.clip-high", "0.25", "--no-forecast"])
-    assert json.loads(capsys.readouterr().out)["method"]["clip_high"] == 0.25
+    # Also what GRPO would have by itself, where it is said.
+    for value, form in ((0.25, ["--method.clip-high", "0.25"]), (0.2, ["--method.clip_high=0.2"])):
+        train_main([*words, *form, "--no-forecast"])
+        assert json.loads(capsys.readouterr().out)["method"]["clip_high"] == value
 
 
 def test_help_says_how_keys_are_overridden(capsys):
